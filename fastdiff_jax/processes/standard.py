@@ -1,0 +1,41 @@
+"""The three classical processes: EDM (sigma is time), variance preserving, variance exploding."""
+
+import jax.numpy as jnp
+
+from fastdiff_jax.types import Process
+
+
+def edm(t_min: float = 0.002, t_max: float = 80.0) -> Process:
+    """x_t = x0 + t eps: noise level and time are one (arXiv:2206.00364, section 3)."""
+    return Process(jnp.ones_like, lambda t: t, lambda sigma: sigma, t_min, t_max)
+
+
+def vp(beta_d: float = 19.9, beta_min: float = 0.1, eps: float = 1e-5) -> Process:
+    """Linear-beta variance preserving diffusion, t in (0, 1].
+
+        sigma(t) = sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1),    scale = 1 / sqrt(1 + sigma^2)
+
+    Source: Song et al. 2021 (arXiv:2011.13456); Karras et al. 2022 (arXiv:2206.00364), Table 1.
+    """
+
+    def exponent(t):
+        return beta_d * t**2 / 2 + beta_min * t
+
+    def inverse(sigma):
+        return (jnp.sqrt(beta_min**2 + 2 * beta_d * jnp.log1p(sigma**2)) - beta_min) / beta_d
+
+    return Process(
+        scale=lambda t: jnp.exp(-exponent(t) / 2),
+        sigma=lambda t: jnp.sqrt(jnp.expm1(exponent(t))),
+        inverse=inverse,
+        t_min=eps,
+        t_max=1.0,
+    )
+
+
+def ve(sigma_min: float = 0.02, sigma_max: float = 100.0) -> Process:
+    """Variance exploding diffusion with t = sigma^2, so that g = 1 (arXiv:2206.00364, Table 1)."""
+    return Process(jnp.ones_like, jnp.sqrt, jnp.square, sigma_min**2, sigma_max**2)
+
+
+PROCESSES = {"edm": edm, "vp": vp, "ve": ve}

@@ -1,0 +1,57 @@
+"""Modules by name: a config names a module, so a new method, network or data set is one new file."""
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+
+def known(folder: str) -> list[str]:
+    """Names of the modules in `fastdiff_jax/<folder>/`."""
+    package = importlib.import_module(f"fastdiff_jax.{folder}")
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+
+
+def load(folder: str, name: str, attribute: str = "build") -> Any:
+    """The `build` (or another attribute) of `fastdiff_jax/<folder>/<name>.py`.
+
+    Raises: ValueError naming the known modules, if there is no such module or it exports no such thing.
+    """
+    modules = [module for module in known(folder) if hasattr(_module(folder, module), attribute)]
+    if name not in modules:
+        raise ValueError(f"{folder} has no {name!r}; known: {', '.join(modules)}.")
+    return getattr(_module(folder, name), attribute)
+
+
+def entries(folder: str, attribute: str) -> dict[str, Any]:
+    """The union of a dict attribute over a folder's modules, such as SOLVERS of solvers/.
+
+    Raises: ValueError if two modules claim one name.
+    """
+    found: dict[str, Any] = {}
+    for module in known(folder):
+        for name, value in getattr(_module(folder, module), attribute, {}).items():
+            if name in found:
+                raise ValueError(f"{folder}: the name {name!r} is claimed twice, last by {module}.py.")
+            found[name] = value
+    return found
+
+
+def options(kind: type, given: Mapping[str, Any], owner: str) -> Any:
+    """A NamedTuple of settings, from its defaults and a config section; the section's `name` is no setting.
+
+    Raises: ValueError naming the known settings, if the section has others or lacks one without default.
+    """
+    given = {key: value for key, value in given.items() if key != "name"}
+    unknown = sorted(set(given) - set(kind._fields))
+    if unknown:
+        raise ValueError(f"{owner} has no setting {', '.join(unknown)}; known: {', '.join(kind._fields)}.")
+    missing = [key for key in kind._fields if key not in given and key not in kind._field_defaults]
+    if missing:
+        raise ValueError(f"{owner} needs the setting {', '.join(missing)}; the config gives no value.")
+    return kind(**given)
+
+
+def _module(folder: str, name: str) -> ModuleType:
+    return importlib.import_module(f"fastdiff_jax.{folder}.{name}")

@@ -1,0 +1,59 @@
+"""Weight trees: copies, counts, averages and names."""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fastdiff_jax.types import Array, PyTree
+
+
+def copy(tree: PyTree) -> PyTree:
+    """Fresh buffers: a donated step deletes its inputs, so aliases such as ema = params die with it."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+def count(tree: PyTree) -> int:
+    """Number of scalars in the leaves; works on shapes (`jax.eval_shape`) as well."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def nbytes(tree: PyTree) -> int:
+    """Bytes in the leaves; works on shapes as well."""
+    return sum(int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+
+
+def ema(average: PyTree, latest: PyTree, beta: Array) -> PyTree:
+    """average <- latest + beta (average - latest): leaves that never move stay equal to the bit."""
+    return jax.tree.map(lambda a, p: p + beta.astype(p.dtype) * (a - p), average, latest)
+
+
+def half_life_beta(images: Array, batch: int, half_life: float, ramp: float | None) -> Array:
+    """EMA decay of one step of `batch` images.
+
+        beta = 0.5^(batch / max(h, 1e-8)),    h = min(half_life, ramp * images)
+
+    Args:
+      images: () images seen BEFORE the step, floating; the first step of a ramp has beta = 0.
+      half_life: in images.
+      ramp: share of the images seen so far that caps the half-life; None for no cap.
+    Source: Karras et al. 2022 (arXiv:2206.00364), training loop; specs/edm.md section 5.
+    """
+    capped = half_life if ramp is None else jnp.minimum(half_life, ramp * images)
+    return 0.5 ** (batch / jnp.maximum(capped, 1e-8))
+
+
+def images_seen(step: Array, batch: int, start: float = 0.0) -> Array:
+    """() images seen before step number `step`, in floating point.
+
+    The counter is the integer step, so 2.5e9 images do not overflow it; float32 holds their number to
+    6e-8 relative, far below what learning-rate and EMA ramps can tell apart.
+    """
+    return start + jnp.asarray(step).astype(jnp.result_type(float)) * batch
+
+
+def named(tree: PyTree) -> Iterator[tuple[str, PyTree]]:
+    """Pairs (path, leaf) with paths like `enc/8x8_block0/conv0/kernel`, in the tree's own order."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf

@@ -1,0 +1,1 @@
+"""Weights and names of other code bases; reads files, writes none."""

@@ -1,0 +1,74 @@
+"""From a Flax module to a `Network`, and the checks that every network shares."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from fastdiff_jax.types import Array, Network
+
+
+def options(config: Mapping[str, Any], defaults: Mapping[str, Any], network: str) -> dict[str, Any]:
+    """`defaults` overridden by `config`, lists as tuples (module attributes must be hashable).
+
+    Raises: ValueError naming the known options, if `config` has another.
+    """
+    given = {name: tuple(v) if isinstance(v, list) else v for name, v in dict(config).items()}
+    unknown = sorted(set(given) - set(defaults))
+    if unknown:
+        raise ValueError(
+            f"network {network} has no option {', '.join(map(repr, unknown))}; "
+            f"known: {', '.join(sorted(defaults)) or 'none'}."
+        )
+    return {**defaults, **given}
+
+
+def conditions(cond: Mapping[str, Any] | None, known: Iterable[str]) -> dict[str, Any]:
+    """The entries of `cond` that are not None.
+
+    Raises: ValueError naming the known keys, if `cond` has another.
+    """
+    known, cond = list(known), dict(cond or {})
+    unknown = sorted(set(cond) - set(known))
+    if unknown:
+        raise ValueError(
+            f"this network takes no condition {', '.join(map(repr, unknown))}; "
+            f"known: {', '.join(known) or 'none (it is unconditional)'}."
+        )
+    return {key: value for key, value in cond.items() if value is not None}
+
+
+def tapped(output: Array, features: Mapping[str, Array], taps: Iterable[str]):
+    """`output`, or (output, the features that `taps` names) when it names any.
+
+    Raises: ValueError naming the known taps, if one is unknown.
+    """
+    unknown = [tap for tap in taps if tap not in features]
+    if unknown:
+        raise ValueError(
+            f"this network has no tap {', '.join(map(repr, unknown))}; known: {', '.join(features)}."
+        )
+    return (output, {tap: features[tap] for tap in taps}) if taps else output
+
+
+def network(module: nn.Module, known: Iterable[str] = ()) -> Network:
+    """Wraps a module `(x, c_noise, cond, train) -> (F, features by tap name)`.
+
+    Args:
+      known: the condition keys that the module reads; others are refused.
+    """
+    known = tuple(known)
+
+    def init(key, x, cond=None):
+        levels = jnp.zeros(x.shape[:1], x.dtype)
+        return module.init(key, x, levels, conditions(cond, known), False)["params"]
+
+    def apply(params, x, c_noise, cond=None, *, dropout=None, taps=()):
+        rngs = {} if dropout is None else {"dropout": dropout}
+        output, features = module.apply(
+            {"params": params}, x, c_noise, conditions(cond, known), dropout is not None, rngs=rngs
+        )
+        return tapped(output, features, taps)
+
+    return Network(init, apply)

@@ -1,0 +1,213 @@
+"""DDPM++ and NCSN++ as in the EDM code: U-Nets over noise, class and augmentation embeddings.
+
+Module names are those of the released checkpoints (`enc/8x8_block0/conv0/kernel`), so that
+`interop.names` converts weights without a table.
+"""
+
+import math
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fastdiff_jax.networks.block import SONG, Block, Style
+from fastdiff_jax.networks.embeddings import Fourier, positional, swap_halves
+from fastdiff_jax.networks.layers import Conv, Dense, GroupNorm, downsample, upsample
+from fastdiff_jax.networks.module import network, options
+from fastdiff_jax.types import Array, Network
+
+ARCHITECTURES = {
+    "ddpmpp": dict(
+        embedding_type="positional",
+        encoder_type="standard",
+        decoder_type="standard",
+        channel_mult_noise=1,
+        resample_filter=(1, 1),
+    ),
+    "ncsnpp": dict(
+        embedding_type="fourier",
+        encoder_type="residual",
+        decoder_type="standard",
+        channel_mult_noise=2,
+        resample_filter=(1, 3, 3, 1),
+    ),
+}
+DEFAULTS = dict(
+    model_channels=128,
+    channel_mult=(2, 2, 2),
+    channel_mult_emb=4,
+    num_blocks=4,
+    attn_resolutions=(16,),
+    dropout=0.0,
+    augment_dim=0,
+    out_channels=None,  # as many as the input has
+    dtype="float32",
+)
+CHOICES = dict(
+    embedding_type=("positional", "fourier"),
+    encoder_type=("standard", "skip", "residual"),
+    decoder_type=("standard", "skip"),
+    dtype=("float32", "bfloat16"),
+)
+
+
+class Encoder(nn.Module):
+    """From fine to coarse: (image, emb) -> (coarsest features, skips for the decoder, all by name)."""
+
+    widths: tuple[int, ...]
+    stem: int
+    blocks: int
+    attention: tuple[int, ...]
+    kind: str
+    style: Style
+
+    @nn.compact
+    def __call__(self, image: Array, emb: Array, train: bool):
+        x, pyramid, skips, features = image, image, [], {}
+        style, initial = self.style, self.style.initial
+        for level, width in enumerate(self.widths):
+            size = image.shape[1] >> level
+            at = f"{size}x{size}"
+            if level == 0:
+                x = Conv(self.stem, initial=initial, name=f"{at}_conv")(x)
+            else:
+                x = Block(x.shape[-1], down=True, style=style, name=f"{at}_down")(x, emb, train)
+            if level and self.kind == "skip":
+                pyramid = downsample(pyramid, style.taps)
+                x = x + Conv(x.shape[-1], 1, initial=initial, name=f"{at}_aux_skip")(pyramid)
+            elif level and self.kind == "residual":
+                project = Conv(x.shape[-1], down=True, taps=style.taps, fused=True, initial=initial,
+                               name=f"{at}_aux_residual")  # fmt: skip
+                x = pyramid = (x + project(pyramid)) / math.sqrt(2)
+            features[f"enc/{at}_down" if level else f"enc/{at}_conv"] = x
+            skips.append(x)
+            for index in range(self.blocks):
+                heads, name = int(size in self.attention), f"{at}_block{index}"
+                x = Block(width, heads, style=style, name=name)(x, emb, train)
+                features[f"enc/{name}"] = x
+                skips.append(x)
+        return x, skips, features
+
+
+class Decoder(nn.Module):
+    """From coarse to fine: (features, emb, skips) -> (raw output, features by name)."""
+
+    widths: tuple[int, ...]
+    outputs: int
+    blocks: int
+    attention: tuple[int, ...]
+    kind: str
+    style: Style
+
+    @nn.compact
+    def __call__(self, x: Array, emb: Array, skips: list[Array], train: bool):
+        skips, features, output, style = list(skips), {}, None, self.style
+
+        def block(name, x, channels, heads=0, up=False):
+            x = Block(channels, heads, up=up, style=style, name=name)(x, emb, train)
+            features[f"dec/{name}"] = x
+            return x
+
+        for step, width in enumerate(reversed(self.widths)):
+            size = x.shape[1] * 2 if step else x.shape[1]
+            at = f"{size}x{size}"
+            if step == 0:
+                x = block(f"{at}_in0", x, width, heads=1)  # whatever `attention` says
+                x = block(f"{at}_in1", x, width)
+            else:
+                x = block(f"{at}_up", x, x.shape[-1], up=True)
+            for index in range(self.blocks + 1):
+                heads = int(index == self.blocks and size in self.attention)
+                joined = jnp.concatenate([x, skips.pop()], axis=-1)
+                x = block(f"{at}_block{index}", joined, width, heads)
+            if self.kind == "skip" or step == len(self.widths) - 1:
+                h = jax.nn.silu(GroupNorm(style.eps, name=f"{at}_aux_norm")(x))
+                h = Conv(self.outputs, initial=style.last, name=f"{at}_aux_conv")(h)
+                output = h if output is None else upsample(output, style.taps) + h
+        return output, features
+
+
+class SongUNet(nn.Module):
+    """Raw network F: embeddings in at least float32, the image path in `dtype`.
+
+        e = swap(embedding(c_noise)) + map_label(sqrt(K) label) + map_augment(augment)
+        emb = silu(map_layer1(silu(map_layer0(e))))
+
+    A missing label or augmentation counts as zeros, which for a label leaves the bias of `map_label`.
+    Source: Karras et al. 2022 (arXiv:2206.00364), App. F; Song et al. 2021 (arXiv:2011.13456).
+    """
+
+    widths: tuple[int, ...]
+    outputs: int
+    classes: int
+    settings: Mapping  # DEFAULTS and an entry of ARCHITECTURES
+
+    @nn.compact
+    def __call__(self, x: Array, c_noise: Array, cond: Mapping[str, Array], train: bool):
+        settings = self.settings
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        style = SONG._replace(dropout=settings["dropout"], taps=settings["resample_filter"])
+        emb = self._embedding(c_noise.astype(wide), cond, style)
+        common = dict(blocks=settings["num_blocks"], attention=settings["attn_resolutions"], style=style)
+        image = x.astype(jnp.bfloat16 if settings["dtype"] == "bfloat16" else wide)
+        encoder = Encoder(self.widths, settings["model_channels"], kind=settings["encoder_type"],
+                          name="enc", **common)  # fmt: skip
+        decoder = Decoder(self.widths, self.outputs, kind=settings["decoder_type"], name="dec", **common)
+        h, skips, fine_to_coarse = encoder(image, emb, train)
+        output, coarse_to_fine = decoder(h, emb, skips, train)
+        return output.astype(wide), {**fine_to_coarse, **coarse_to_fine}
+
+    def _embedding(self, c_noise, cond, style):
+        settings, channels = self.settings, self.settings["model_channels"]
+        noise_channels = channels * settings["channel_mult_noise"]
+        if settings["embedding_type"] == "fourier":
+            e = Fourier(noise_channels, name="map_noise")(c_noise)
+        else:
+            e = positional(c_noise, noise_channels, endpoint=True)
+        e = swap_halves(e)
+        if self.classes:
+            label = cond.get("label", jnp.zeros((1, self.classes))).astype(e.dtype)
+            scaled = label * math.sqrt(self.classes)
+            e = e + Dense(noise_channels, initial=style.initial, name="map_label")(scaled)
+        if settings["augment_dim"]:
+            augment = cond.get("augment", jnp.zeros((1, settings["augment_dim"]))).astype(e.dtype)
+            e = e + Dense(noise_channels, bias=False, initial=style.initial, name="map_augment")(augment)
+        for name in ("map_layer0", "map_layer1"):
+            width = channels * settings["channel_mult_emb"]
+            e = jax.nn.silu(Dense(width, initial=style.initial, name=name)(e))
+        return e
+
+
+def build(config: Mapping, shape: tuple[int, int, int], classes: int = 0) -> Network:
+    """DDPM++ (`architecture="ddpmpp"`, the default) or NCSN++ ("ncsnpp") for images of `shape` (H,W,C).
+
+    Args:
+      config: options of DEFAULTS and ARCHITECTURES, named as in the EDM code: `model_channels`,
+        `channel_mult`, `num_blocks` (per level), `attn_resolutions` (sizes with attention), ...
+      classes: K of the condition "label" (B,K); 0 for an unconditional network. With `augment_dim` A
+        the condition "augment" (B,A) is known as well.
+    Returns: a network with taps "enc/<block>" and "dec/<block>", such as "enc/8x8_block0".
+    Raises: ValueError for unknown options, choices or shapes.
+    """
+    named = dict(config)
+    architecture = named.pop("architecture", "ddpmpp")
+    if architecture not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise ValueError(f"network song has no architecture {architecture!r}; known: {known}.")
+    settings = options(named, DEFAULTS | ARCHITECTURES[architecture], "song")
+    for name, choices in CHOICES.items():
+        if settings[name] not in choices:
+            known = ", ".join(choices)
+            raise ValueError(f"network song: {name} is {settings[name]!r}; known: {known}.")
+    height, width, channels = shape
+    levels = len(settings["channel_mult"])
+    if height != width or height % 2 ** (levels - 1):
+        raise ValueError(
+            f"network song takes square images whose side divides by {2 ** (levels - 1)} for {levels} "
+            f"levels; got {height}x{width}: pad the images or shorten channel_mult."
+        )
+    known = ["label"] * bool(classes) + ["augment"] * bool(settings["augment_dim"])
+    widths = tuple(settings["model_channels"] * mult for mult in settings["channel_mult"])
+    outputs = settings["out_channels"] or channels
+    return network(SongUNet(widths, outputs, classes, settings), known)

@@ -1,0 +1,1 @@
+"""Solver steps, their tables and the driver that scans them."""

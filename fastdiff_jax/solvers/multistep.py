@@ -1,0 +1,156 @@
+"""Multistep solvers with one network call a step: the coefficients are a table, the step is one.
+
+    x' = a x + sum_j b_j m_{i-j},    m = x0 (target "data") or eps = (x - x0) / sigma (target "noise")
+
+Orders, warm-up and last steps live in the rows as zeros, so a whole family compiles one network body.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from fastdiff_jax.solvers.driver import predict
+from fastdiff_jax.types import Array, Solver, expand
+
+
+class Row(NamedTuple):
+    a: Array  # () or (B,) weight of x
+    b: Array  # (k,) or (k,B) weights of the k latest predictions, newest first
+
+
+def multistep(
+    table: Callable[[np.ndarray], Row], target: str = "data", history: int | None = None
+) -> Solver:
+    """The solver of a table of coefficients.
+
+    Args:
+      table: sigmas (N+1,) -> Row with a (N,) and b (N,k), host float64.
+      target: what the history keeps: "data" or "noise".
+      history: predictions kept, at least the table's k. Solvers with one target, one history length and
+        one number of steps share an executable, at the cost of more states in memory.
+    Raises: ValueError for another target, or a history shorter than the table needs.
+    """
+    if target not in STEPS:
+        raise ValueError(f"a multistep solver predicts {' or '.join(STEPS)}; got target {target!r}.")
+
+    def padded(sigmas):
+        rows = table(sigmas)
+        missing = (history or rows.b.shape[1]) - rows.b.shape[1]
+        if missing < 0:
+            raise ValueError(f"this solver needs a history of {rows.b.shape[1]}; got {history}.")
+        return rows._replace(b=np.pad(rows.b, ((0, 0), (0, missing))))
+
+    return Solver(STEPS[target], empty, padded)
+
+
+def empty(x: Array, rows: Row) -> Array:
+    """(k,B,...) zeros: rows of the first steps do not weigh them."""
+    return jnp.zeros((rows.b.shape[1], *x.shape), x.dtype)
+
+
+def from_data(denoise, latest, x, at, *, plan):
+    """The step on a history of x0 predictions."""
+    return _combine(predict(denoise, x, at), latest, x, at)
+
+
+def from_noise(denoise, latest, x, at, *, plan):
+    """The step on a history of eps predictions."""
+    return _combine((x - predict(denoise, x, at)) / expand(at.sigma, x), latest, x, at)
+
+
+def _combine(m, latest, x, at):
+    latest = jnp.concatenate([m[None], latest[:-1]])
+    if at.fresh is not None:
+        # A run that begins inside the table has no past: with every entry equal, the row is of first order.
+        latest = jnp.where(at.fresh, m, latest)
+    # Not a dot product, which accelerators may run in bfloat16.
+    moved = sum(expand(b, x) * m for b, m in zip(at.row.b, latest, strict=True))
+    return expand(at.row.a, x) * x + moved, latest
+
+
+# Module-level functions, so that two solvers of one target are equal as static arguments of jit.
+STEPS = {"data": from_data, "noise": from_noise}
+
+
+def euler_rows(sigmas: np.ndarray, target: str = "data") -> Row:
+    """Euler's step x' = x + (sigma' - sigma) eps, which is DDIM (arXiv:2010.02502) in these coordinates."""
+    if target == "noise":
+        return Row(np.ones(len(sigmas) - 1), np.diff(sigmas)[:, None])
+    ratio = sigmas[1:] / sigmas[:-1]
+    return Row(ratio, 1 - ratio[:, None])
+
+
+def euler(target: str = "data", history: int | None = None) -> Solver:
+    """Euler's method on dx/dsigma = (x - x0) / sigma; the target only moves the last bits."""
+    return multistep(partial(euler_rows, target=target), target, history)
+
+
+def dpmpp_rows(sigmas: np.ndarray, order: int, lower_order_final: bool = True) -> Row:
+    """Coefficients of DPM-Solver++ multistep in data prediction, with lambda = -ln sigma and h = lambda' - lambda.
+
+        x' = (sigma'/sigma) x - p1 m0 + p2 D1 - p3 D2,    p1 = e^-h - 1,  p2 = p1/h + 1,  p3 = p2/h - 1/2
+
+    with divided differences of the predictions, over r0 = h_{i-1}/h and r1 = h_{i-2}/h:
+
+        D10 = (m0 - m1)/r0,  D11 = (m1 - m2)/r1
+        order 2: D1 = D10, p1/2 in place of -p2;  D2 = 0
+        order 3: D1 = D10 + r0/(r0 + r1) (D10 - D11),  D2 = (D10 - D11)/(r0 + r1)
+
+    A step onto zero has h = inf and order 1: x' = m0. The third-order form is the authors', which published
+    figures are of; its D2 is half of what a third-order method needs, so it converges at order 2.
+
+    Source: Lu et al. 2022 (arXiv:2211.01095), Alg. 2 and appendix; specs/solvers.md section 3.
+    """
+    with np.errstate(divide="ignore"):
+        h = -np.diff(np.log(sigmas))
+    p1 = np.expm1(-h)
+    b = np.zeros((len(h), order))
+    b[:, 0] = -p1
+    for i, k in enumerate(_orders(sigmas, order, lower_order_final)):
+        m = np.eye(3)[:, :order]
+        d10 = (m[0] - m[1]) * h[i] / h[i - 1] if k > 1 else 0.0
+        if k == 2:
+            b[i] -= p1[i] / 2 * d10
+        elif k == 3:
+            r0, r1 = h[i - 1] / h[i], h[i - 2] / h[i]
+            d11 = (m[1] - m[2]) / r1
+            p2 = p1[i] / h[i] + 1
+            p3 = p2 / h[i] - 0.5
+            b[i] += p2 * (d10 + r0 / (r0 + r1) * (d10 - d11)) - p3 * (d10 - d11) / (r0 + r1)
+    return Row(sigmas[1:] / sigmas[:-1], b)
+
+
+def _orders(sigmas, order, lower_order_final):
+    """Order of each step: warm-up, then `order`, falling to 1 at the end if asked, 1 onto zero always."""
+    steps = len(sigmas) - 1
+    for k in range(1, steps + 1):
+        # k < order first, as the reference: a run shorter than its order does not fall at the end.
+        falls = lower_order_final and k >= order
+        yield 1 if sigmas[k] == 0 else min(order, k, steps + 1 - k if falls else k)
+
+
+def dpmpp(order: int, lower_order_final: bool = True, history: int | None = None) -> Solver:
+    """DPM-Solver++ of order 1, 2 or 3 (arXiv:2211.01095), multistep, data prediction.
+
+    Args:
+      lower_order_final: fall to order 1 over the last steps, which is steadier with few of them.
+    Raises: ValueError for another order.
+    """
+    if order not in (1, 2, 3):
+        raise ValueError(f"DPM-Solver++ has orders 1, 2 and 3; got {order}.")
+    rows = partial(dpmpp_rows, order=order, lower_order_final=lower_order_final)
+    return multistep(rows, "data", history)
+
+
+SOLVERS = {
+    "euler": euler,
+    "ddim": euler,
+    "dpmpp_1m": partial(dpmpp, 1),
+    "dpmpp_2m": partial(dpmpp, 2),
+    "dpmpp_3m": partial(dpmpp, 3),
+}
+# Orders of convergence, by measurement as well as on paper.
+ORDERS = {"euler": 1, "ddim": 1, "dpmpp_1m": 1, "dpmpp_2m": 2, "dpmpp_3m": 2}

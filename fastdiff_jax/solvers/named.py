@@ -1,0 +1,92 @@
+"""Samplers by name and cost: a solver on the levels that make a given number of network calls."""
+
+import bisect
+import inspect
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from fastdiff_jax import registry
+from fastdiff_jax.solvers import driver, schedules
+from fastdiff_jax.types import Array, Denoiser, Noise, Precond, Schedule, Solver
+
+
+class Options(NamedTuple):
+    """What a sampler does besides its solver's steps."""
+
+    denoise_to_zero: bool = False  # a last call: the x0 predicted at the last level is the image
+
+
+class Named(NamedTuple):
+    solver: Solver
+    sigmas: np.ndarray  # (N+1,) host float64
+    options: Options
+
+
+def sampler(
+    name: str,
+    nfe: int,
+    *,
+    schedule: Schedule | Mapping,
+    precond: Precond | None = None,
+    denoise_to_zero: bool = False,
+    **options,
+) -> Named:
+    """The solver `name` with as many steps as cost exactly `nfe` network calls, the most if several do.
+
+    Args:
+      schedule: N -> (N+1,) levels, or the config of one.
+      precond: the model's: a schedule config is cut to its range, levels are rounded to its trained ones.
+      denoise_to_zero: end with x0 at the last level, at the cost of one call.
+      options: of the solver.
+    Raises: ValueError for an unknown solver or option, and a cost that the solver cannot have.
+    """
+    factories = registry.entries("solvers", "SOLVERS")
+    if name not in factories:
+        raise ValueError(f"no solver {name!r}; known: {', '.join(sorted(factories))}.")
+    known = list(inspect.signature(factories[name]).parameters)
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(
+            f"solver {name} has no option {', '.join(map(repr, unknown))}; "
+            f"known: {', '.join([*known, 'denoise_to_zero'])}."
+        )
+    if not callable(schedule):
+        schedule = schedules.build(schedule, precond)
+    if precond is not None and "rounding" in known:
+        options.setdefault("rounding", precond.round)
+    solver = factories[name](**options)
+
+    def cost(steps):
+        return driver.evaluations(solver, schedule(steps)) + denoise_to_zero
+
+    steps = bisect.bisect_right(range(1, max(nfe, 1) + 1), nfe, key=cost)
+    if not steps or cost(steps) != nfe:
+        near = [cost(n) for n in (steps, steps + 1) if n > 0]
+        raise ValueError(
+            f"{name} cannot make exactly {nfe} network calls on this schedule; "
+            f"use {' or '.join(map(str, near))}."
+        )
+    if precond is not None:  # only now: at step counts that were merely looked at, levels may merge
+        schedule = schedules.rounded(schedule, precond)
+    sigmas = driver.levels(schedule(steps), solver.repeats)
+    if denoise_to_zero and sigmas[-1] == 0:
+        raise ValueError("denoise_to_zero needs a schedule that ends above zero; set zero=False.")
+    return Named(solver, sigmas, Options(denoise_to_zero))
+
+
+def generate(
+    denoise: Denoiser, named: Named, latents: Array, *, noise: Noise | None = None, known: Array | None = None
+) -> Array:
+    """Images (B,...) from standard normal latents (B,...): scaled to the first level and carried down.
+
+    Args:
+      noise, known: as `driver.run`.
+    """
+    x = float(named.sigmas[0]) * latents
+    x = driver.sample(denoise, named.solver, x, named.sigmas, noise=noise, known=known)
+    if named.options.denoise_to_zero:
+        x = denoise(x, jnp.asarray(named.sigmas[-1], x.dtype))
+    return x

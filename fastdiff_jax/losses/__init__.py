@@ -1,0 +1,1 @@
+"""Differentiable functionals of arrays and denoisers."""

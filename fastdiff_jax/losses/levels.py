@@ -1,0 +1,54 @@
+"""Noise-level laws: a standard draw per sample in, sigma (B,) out.
+
+The draw and the law are apart so that recorded draws replay: `normal` laws read N(0, 1), the others
+U[0, 1).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fastdiff_jax.processes import standard
+from fastdiff_jax.types import Array, Key
+
+
+class Levels(NamedTuple):
+    """A distribution of noise levels."""
+
+    draw: Callable[[Key, tuple[int, ...]], Array]  # (key, (B,)) -> standard draws
+    sigma: Callable[[Array], Array]  # draws (B,) -> sigma (B,)
+
+
+def lognormal(mean: float = -1.2, std: float = 1.2) -> Levels:
+    """sigma = exp(mean + std r), r ~ N(0, 1); EDM's training law (arXiv:2206.00364, Table 1)."""
+    return Levels(jax.random.normal, lambda r: jnp.exp(mean + std * r))
+
+
+def karras(t_max: float = 800.0, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Levels:
+    """EDM's sampling curve, read at a uniform index and cut at t_max of 1000.
+
+        sigma = (sigma_max^(1/rho) + (1 - tau) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho,    tau = u t_max / 1000
+
+    tau = 0 is sigma_min. SiD's generator law (arXiv:2404.04057): tau = 0.8 ends it at 24.41.
+    Raises: ValueError if t_max is outside (0, 1000].
+    """
+    if not 0 < t_max <= 1000:
+        raise ValueError(f"t_max counts thousandths of the noise curve, so 0 < t_max <= 1000; got {t_max}.")
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return Levels(jax.random.uniform, lambda u: (high + (1 - u * (t_max / 1000)) * (low - high)) ** rho)
+
+
+def vp_time(beta_d: float = 19.9, beta_min: float = 0.1, eps: float = 1e-5) -> Levels:
+    """sigma(t) of the VP process at t = 1 + u (eps - 1), uniform over (eps, 1]."""
+    process = standard.vp(beta_d, beta_min, eps)
+    return Levels(jax.random.uniform, lambda u: process.sigma(1 + u * (eps - 1)))
+
+
+def log_uniform(sigma_min: float = 0.02, sigma_max: float = 100.0) -> Levels:
+    """sigma = sigma_min (sigma_max / sigma_min)^u: the VE process in its own time."""
+    return Levels(jax.random.uniform, lambda u: sigma_min * (sigma_max / sigma_min) ** u)
+
+
+LEVELS = {"lognormal": lognormal, "karras": karras, "vp_time": vp_time, "log_uniform": log_uniform}

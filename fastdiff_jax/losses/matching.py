@@ -1,0 +1,79 @@
+"""Denoising score matching: what a teacher minimises, and what a fake score minimises on generated images."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fastdiff_jax.losses import levels as laws
+from fastdiff_jax.losses.levels import Levels
+from fastdiff_jax.rng import stream
+from fastdiff_jax.types import Array, Denoiser, Draws, Key, expand
+
+
+class Objective(NamedTuple):
+    """A training loss with its random numbers apart."""
+
+    draw: Callable[[Key, tuple[int, ...]], Draws]  # (key, (B,...)) -> {"level": (B,), "noise": (B,...)}
+    loss: Callable[..., Array]  # (denoise, x0 (B,...), draws, *, guard=False) -> unreduced (B,...)
+
+
+def denoising(levels: Levels, weight: Callable[[Array], Array]) -> Objective:
+    """w(sigma) (D(x0 + sigma eps; sigma) - x0)^2, elementwise.
+
+    With `guard`, samples in which the target or the prediction has a NaN contribute zeros, values and
+    gradients (SiD's guard: specs/sid.md section 3); the caller's divisor stays the full batch.
+    """
+
+    def draw(key, shape):
+        level = levels.draw(stream(key, "level"), shape[:1])
+        return {"level": level, "noise": jax.random.normal(stream(key, "noise"), shape)}
+
+    def loss(denoise: Denoiser, x0, draws, *, guard=False):
+        sigma = levels.sigma(draws["level"])
+        predicted = denoise(x0 + expand(sigma, x0) * draws["noise"], sigma)
+        if guard:
+            x0, predicted = without_nan(x0, predicted)
+        return expand(weight(sigma), x0) * (predicted - x0) ** 2
+
+    return Objective(draw, loss)
+
+
+def without_nan(*arrays: Array) -> tuple[Array, ...]:
+    """The (B,...) arrays with every sample zeroed in all of them if it has a NaN in any.
+
+    Zeroing the inputs of the arithmetic, not its result, keeps NaN out of the gradient as well.
+    """
+    bad = sum(jnp.isnan(a).reshape(len(a), -1).any(1) for a in arrays) > 0
+    return tuple(jnp.where(expand(bad, a), 0, a) for a in arrays)
+
+
+def edm(p_mean: float = -1.2, p_std: float = 1.2, sigma_data: float = 0.5) -> Objective:
+    """Log-normal levels, weight (sigma^2 + sd^2) / (sigma sd)^2 (arXiv:2206.00364, Table 1)."""
+    return denoising(laws.lognormal(p_mean, p_std), lambda s: (s**2 + sigma_data**2) / (s * sigma_data) ** 2)
+
+
+def vp(beta_d: float = 19.9, beta_min: float = 0.1, eps: float = 1e-5) -> Objective:
+    """Noise prediction on the VP process: uniform time, weight 1 / sigma^2."""
+    return denoising(laws.vp_time(beta_d, beta_min, eps), lambda s: 1 / s**2)
+
+
+def ve(sigma_min: float = 0.02, sigma_max: float = 100.0) -> Objective:
+    """Noise prediction on the VE process: log-uniform levels, weight 1 / sigma^2."""
+    return denoising(laws.log_uniform(sigma_min, sigma_max), lambda s: 1 / s**2)
+
+
+OBJECTIVES = {"edm": edm, "vp": vp, "ve": ve}
+
+
+def build(config) -> Objective:
+    """The objective that `config.name` asks for; its other entries are arguments.
+
+    Raises: ValueError naming the known ones.
+    """
+    options = dict(config)
+    name = options.pop("name")
+    if name not in OBJECTIVES:
+        raise ValueError(f"no objective {name!r}; known: {', '.join(OBJECTIVES)}.")
+    return OBJECTIVES[name](**options)

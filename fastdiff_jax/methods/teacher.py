@@ -1,0 +1,90 @@
+"""Teachers: denoising score matching with EMA, for any process whose loss is an `Objective`.
+
+Source: Karras et al. 2022 (arXiv:2206.00364), appendix F; specs/edm.md section 5.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fastdiff_jax import registry, trees
+from fastdiff_jax.losses import accumulation
+from fastdiff_jax.precond import denoiser
+from fastdiff_jax.rng import stream
+from fastdiff_jax.solvers import sampling
+from fastdiff_jax.types import Array, Method, Params, Parts
+
+
+class Options(NamedTuple):
+    """Settings of a teacher's training; defaults are EDM's for CIFAR-10."""
+
+    ema_half_life: float = 500e3  # images
+    ema_ramp: float | None = 0.05  # share of the images seen that caps the half-life
+    label_dropout: float = 0.0  # share of samples whose label is hidden: what guidance later needs
+    loss_scale: float = 1.0  # gradients are not unscaled: Adam does not mind
+    start_images: float = 0.0  # images that the initial weights have seen
+    accumulation: int = 1  # rounds a batch is split into
+    samplers: Mapping = {}  # {report name: {"name", "nfe", ...}}
+
+
+class State(NamedTuple):
+    step: Array  # () int32, steps done
+    params: Params
+    ema: Params
+    opt: optax.OptState
+
+
+def build(config, parts: Parts) -> Method:
+    """A teacher's training as a method.
+
+    Args:
+      config: see `Options`.
+      parts: models["student"], optimizers["student"], objective, schedule, shape, labels.
+    Frozen: nothing; at `init` optionally "initial", weights to start from.
+    Metrics: loss, the sum over pixels and mean over samples; ema_beta.
+    """
+    config = registry.options(Options, config, "method teacher")
+    model, tx, objective = parts.models["student"], parts.optimizers["student"], parts.objective
+
+    def init(key, frozen):
+        if "initial" in frozen:
+            params = trees.copy(frozen["initial"])
+        else:
+            cond = {} if parts.labels is None else {"label": jnp.zeros((1, len(parts.labels)))}
+            params = model.network.init(key, jnp.zeros((1, *parts.shape)), cond)
+        return State(jnp.zeros((), jnp.int32), params, trees.copy(params), tx.init(params))
+
+    def draw(key, batch, variant):
+        draws = dict(objective.draw(key, batch["image"].shape), dropout=stream(key, "dropout"))
+        if parts.labels is not None:
+            size = batch["image"].shape[:1]
+            draws["label_kept"] = jax.random.uniform(stream(key, "label"), size) >= config.label_dropout
+        return draws
+
+    def update(state, frozen, batch, draws, variant):
+        size = len(batch["image"])
+        samples = {"image": batch["image"], "level": draws["level"], "noise": draws["noise"]}
+        if parts.labels is not None:
+            one_hot = jax.nn.one_hot(batch["label"], len(parts.labels))
+            samples["label"] = one_hot * draws["label_kept"][:, None]
+
+        def loss(params, part, dropout):
+            denoise = denoiser(model, params, {k: part[k] for k in part if k == "label"}, dropout)
+            total = objective.loss(denoise, part["image"], part).sum() / size
+            return config.loss_scale * total, total
+
+        total, grads = accumulation.value_and_grad(
+            loss, state.params, samples, draws["dropout"], config.accumulation
+        )
+        updates, opt = tx.update(grads, state.opt, state.params)
+        params = optax.apply_updates(state.params, updates)
+        images = trees.images_seen(state.step, size, config.start_images)
+        beta = trees.half_life_beta(images, size, config.ema_half_life, config.ema_ramp)
+        ema = trees.ema(state.ema, params, beta)
+        return State(state.step + 1, params, ema, opt), {"loss": total, "ema_beta": beta}
+
+    samplers = sampling.samplers(config.samplers, model, parts.schedule, parts.shape)
+    return Method(init, draw, update, lambda state: state.ema, samplers)

@@ -1,0 +1,1 @@
+"""Sample-set statistics on images and features."""

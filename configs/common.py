@@ -1,0 +1,79 @@
+"""Fragments that experiments share: training, evaluation, the data sets' usual networks, and the smoke size."""
+
+from ml_collections import ConfigDict
+
+DIGITS_NET = "f8b0a68abfb57ceb5eee6aef0a129cb69e844fbb6b1e59f9a53076086c326db5"  # sha256 of the weights that configs/classifier_digits.py trained
+
+
+def words(arg: str, *known: str) -> set[str]:
+    """The comma-separated words of a config's argument. Raises: ValueError naming the known ones."""
+    given = {word for word in arg.split(",") if word}
+    unknown = sorted(given - {*known, "full", "smoke"})
+    if unknown:
+        raise ValueError(f"argument {arg!r}: unknown {', '.join(unknown)}; known: {', '.join(('full', 'smoke', *known))}")
+    return given
+
+
+def joined(given: set[str], *wanted: str) -> str:
+    """The suffix of a config reference that passes on those of `wanted` that were given: ":16,smoke"."""
+    passed = [word for word in (*wanted, "smoke") if word in given]
+    return ":" + ",".join(passed) if passed else ""
+
+
+def base() -> ConfigDict:
+    """Sections that every experiment has; data, models, method and optimizers are its own."""
+    config = ConfigDict()
+    config.seed = 0
+    config.teacher = ""  # config of the teacher, "edm_digits" or "edm_digits:smoke"; trained first if need be
+    config.init_from = ""  # config whose finished weights training starts from
+    config.schedule = dict(name="polynomial", sigma_min=0.002, sigma_max=80.0, rho=7.0)
+    config.mesh = dict(data=-1, fsdp=1)  # -1: all devices that are left
+    config.train = dict(
+        batch_size=128, steps=1000, log_every=25, save_every=250, keep=2, patience=3, writers=("jsonl",)
+    )
+    config.evaluation = evaluation()
+    return config
+
+
+def evaluation(**changes) -> ConfigDict:
+    """How a finished run is measured: `kind` of report, `panel` of measures, images a sampler, sampling seeds."""
+    panel = dict(name="images", features=dict(px=dict(name="pixels")), manifold="", nearest=True)
+    settings = dict(kind="samples", panel=panel, num=1024, batch_size=512, seeds=(0, 1, 2), teacher_samplers={})
+    return ConfigDict(settings | changes)
+
+
+def samplers(*requests: tuple[str, int]) -> dict:
+    """Named samplers by report name: samplers(("euler", 2)) -> {"euler 2": {"name": "euler", "nfe": 2}}."""
+    return {f"{name} {nfe}": dict(name=name, nfe=nfe) for name, nfe in requests}
+
+
+def usual_samplers() -> dict:
+    """The teacher at its best, and training-free at the cost of a student."""
+    few = [*[("euler", n) for n in (1, 2, 3, 4, 5)], *[("dpmpp_2m", n) for n in (3, 4, 5)]]
+    return samplers(("heun", 35), *few)
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+    """The same experiment in seconds: narrow networks, a few steps; proves that it runs, not that it is good."""
+    config.train.update(batch_size=16, steps=6, log_every=2, save_every=3)
+    config.evaluation.update(num=64, batch_size=32, seeds=(0,))
+    for model in config.models.values():
+        if "network" in model and model.network.name == "song":
+            model.network.update(model_channels=16, channel_mult=(1, 1), num_blocks=1, attn_resolutions=())
+    return config
+
+
+def digits_panel(config: ConfigDict) -> None:
+    """Adds the digits' feature net: distances in its 64 hidden units (ft), precision and recall there."""
+    config.evaluation.panel.features.ft = dict(name="classifier", weights="digits", sha256=DIGITS_NET)
+    config.evaluation.panel.manifold = "ft"
+
+
+def lab_data(dim: int) -> dict:
+    """Eight equal modes of width 0.1 at distance one from the origin: far apart, near the data scale of images."""
+    return dict(name="toys", modes=8, dim=dim, radius=1.0, scale=0.1)
+
+
+def lab_network() -> dict:
+    """A small MLP denoiser with EDM's preconditioning."""
+    return dict(network=dict(name="mlp", hidden=(128, 128, 128)), precond=dict(name="edm", sigma_data=0.7))

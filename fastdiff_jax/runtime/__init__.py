@@ -1,0 +1,1 @@
+"""Everything that touches devices, files, time and the command line."""

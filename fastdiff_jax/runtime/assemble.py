@@ -1,0 +1,84 @@
+"""From a config to the parts of a run: data, models, method, and the weights that it starts from."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from fastdiff_jax import precond, registry
+from fastdiff_jax.losses import matching
+from fastdiff_jax.runtime import experiment, optimizers
+from fastdiff_jax.solvers import schedules
+from fastdiff_jax.types import Data, Method, Model, Parts
+
+
+class Job(NamedTuple):
+    """A method with all it needs but weights."""
+
+    config: ConfigDict
+    data: Data
+    classes: int  # 0 if the model is unconditional, whatever labels the data have
+    parts: Parts
+    method: Method
+    prerequisites: dict[str, str]  # frozen name -> config reference whose finished weights it takes
+
+
+def assemble(config: ConfigDict, outline: bool = False) -> Job:
+    """Loads the named modules and builds the method; touches neither devices nor files, but for the data.
+
+    Args:
+      outline: know only the data's shape and classes (taken as equally frequent), and read nothing.
+    Raises: ValueError for unknown names and settings.
+    """
+    data = data_set(config, outline)
+    classes = data.classes if config.data.get("conditional", True) else 0
+    labels = shares(data) if classes else None
+    models = {role: model(request, config, data.shape, classes) for role, request in config.models.items()}
+    train, method = config.train, config.method
+    images = float(train.steps * train.batch_size)
+    parts = Parts(
+        models=models,
+        optimizers={
+            role: optimizers.build(request, train.batch_size, images, method.get("start_images", 0.0))
+            for role, request in config.optimizers.items()
+        },
+        shape=data.shape,
+        labels=labels,
+        schedule=schedules.build(config.schedule) if "schedule" in config else None,
+        objective=matching.build(config.objective) if "objective" in config else None,
+    )
+    build = registry.load("methods", method.name)
+    prerequisites = {"teacher": config.get("teacher"), "initial": config.get("init_from")}
+    return Job(config, data, classes, parts, build(method.to_dict(), parts), {k: v for k, v in prerequisites.items() if v})
+
+
+def data_set(config: ConfigDict, outline: bool = False) -> Data:
+    """The data set that `config.data` names, or only its outline."""
+    options = config.data.to_dict()
+    options.pop("conditional", None)
+    return registry.load("data", options.pop("name"), "outline" if outline else "build")(options)
+
+
+def shares(data: Data) -> np.ndarray:
+    """(K,) class shares of the reference set; equal ones if there is only an outline."""
+    if not len(data.reference):
+        return np.full(data.classes, 1 / data.classes)
+    counts = np.bincount(data.reference["label"], minlength=data.classes)
+    return counts / counts.sum()
+
+
+def model(request, config: ConfigDict, shape: tuple[int, ...], classes: int) -> Model:
+    """The model of one role: a network and its preconditioner, or `like` the teacher's with changes.
+
+    Raises: ValueError if it is like a teacher that the config does not name.
+    """
+    request = request.to_dict()
+    if "like" in request:
+        if not config.get("teacher"):
+            raise ValueError("a model is like the teacher's, but the config names no teacher; set config.teacher.")
+        original = experiment.load(config.teacher).models.student.to_dict()
+        request = {key: {**original[key], **request.get(key, {})} for key in ("network", "precond")}
+    options = request["network"]
+    network = registry.load("networks", options.pop("name"))(options, shape, classes)
+    return Model(network, precond.build(request["precond"]))

@@ -1,0 +1,177 @@
+"""What the command line does with an experiment: train, sample, evaluate, or only say what it would cost."""
+
+import io
+import math
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from fastdiff_jax import rng, trees
+from fastdiff_jax.data import pipeline
+from fastdiff_jax.runtime import (
+    checkpoint,
+    compile,
+    evaluate,
+    experiment,
+    files,
+    generate,
+    loop,
+    progress,
+    report,
+    sessions,
+    writer,
+)
+from fastdiff_jax.runtime import mesh as meshes
+from fastdiff_jax.runtime.assemble import Job, assemble
+from fastdiff_jax.runtime.experiment import Experiment
+from fastdiff_jax.types import Frozen, Params, Sampler
+
+
+def train(run: Experiment) -> bool:
+    """Trains what the experiment builds on if need be, then itself, then measures; resumes by itself.
+
+    Returns: False if SIGTERM stopped it (after saving).
+    """
+    if not (finished(run) or fit(run)):
+        return False
+    measure(run)
+    return True
+
+
+def fit(run: Experiment) -> bool:
+    """Trains to the end and saves the product, without measuring it. Returns: False if interrupted."""
+    job, mesh, settings = assemble(run.config), meshes.make(run.config.mesh), run.config.train
+    meshes.check_divides(settings.batch_size, mesh)
+    for reference in job.prerequisites.values():
+        basis = experiment.prerequisite(reference, run.workdir)
+        if not finished(basis):
+            progress.say(f"{run.name} builds on {basis.name}, which is not trained yet.")
+            if not fit(basis):
+                return False
+    frozen, initial = starting_weights(job, run, mesh)
+    progress.say(f"{run.name}: training to step {settings.steps} in {run.workdir}")
+    index, count = jax.process_index(), jax.process_count()
+    batches = pipeline.batches(job.data, settings.batch_size // count, run.config.seed, shard=(index, count))
+    begun = time.perf_counter()
+    with checkpoint.Store(run.workdir, run.config.to_dict(), keep=settings.keep) as store:
+        first = store.latest() or 0
+        logs = writer.Writer(run.workdir, settings.writers, name=run.name, config=run.config.to_dict())
+        outcome = loop.train(
+            job.method, frozen, batches, initial=initial, seed=run.config.seed, steps=settings.steps,
+            batch_size=settings.batch_size, mesh=mesh, store=store, writer=logs,
+            log_every=settings.log_every, save_every=settings.save_every, patience=settings.patience,
+        )  # fmt: skip
+        sessions.record(run.workdir, first, outcome.step, time.perf_counter() - begun)
+        if outcome.finished:
+            store.finish(outcome.step, job.method.weights(outcome.state))
+            progress.say(f"{run.name}: trained in {sessions.seconds(run.workdir):.0f} s")
+    return outcome.finished
+
+
+def finished(run: Experiment) -> bool:
+    """Whether the experiment's product is there; loading it refuses one that another config made."""
+    return checkpoint.product(run.workdir) is not None
+
+
+def starting_weights(job: Job, run: Experiment, mesh) -> tuple[Frozen, Frozen]:
+    """(weights that never train, weights that only `init` reads), from the experiments built on."""
+    loaded = {}
+    for role, reference in job.prerequisites.items():
+        basis = experiment.prerequisite(reference, run.workdir)
+        loaded[role] = product(assemble(basis.config), basis, mesh)
+    loaded = exact(job) | loaded
+    initial = {"initial": loaded.pop("initial")} if "initial" in loaded else {}
+    return loaded, initial
+
+
+def exact(job: Job) -> Frozen:
+    """The data's own denoiser as the teacher, where the data have one and the config asks for a teacher."""
+    if job.data.exact is None or "teacher" not in job.parts.models:
+        return {}
+    return {"teacher": jax.tree.map(lambda a: np.asarray(a, np.float32), job.data.exact)}
+
+
+def shapes(job: Job) -> tuple[Frozen, Params]:
+    """Shapes of (frozen, state) without computing or reading anything."""
+    frozen = {role: weight_shapes(assemble(experiment.load(r), outline=True)) for role, r in job.prerequisites.items()}
+    frozen = exact(job) | frozen
+    state = jax.eval_shape(job.method.init, rng.root(0, "init"), frozen)
+    return {role: tree for role, tree in frozen.items() if role != "initial"}, state
+
+
+def weight_shapes(job: Job) -> Params:
+    """Shapes of a method's product."""
+    return job.method.weights(shapes(job)[1])
+
+
+def product(job: Job, run: Experiment, mesh) -> Params:
+    """The finished weights of an experiment, in the mesh's layout. Raises: ValueError if it is not finished."""
+    template = weight_shapes(job)
+    layout = meshes.shardings(template, meshes.DEFAULT, mesh)
+    return checkpoint.load_product(run.workdir, compile.with_layout(template, layout), run.config.to_dict())
+
+
+def sample(run: Experiment, num: int, out: Path, seed: int | None, labels: list[int] | None, name: str | None) -> None:
+    """Writes `images` (num,...) and, if there are classes, `labels` (num,) to `out`, and a grid beside it.
+
+    Images are as the data stores them: uint8 (N,H,W,C). Raises: ValueError for an unknown sampler or label, or if
+    nothing is trained yet.
+    """
+    job, mesh = assemble(run.config), meshes.make(run.config.mesh)
+    weights = product(job, run, mesh)
+    samplers = job.method.samplers
+    name = name or next(iter(samplers), None)
+    if name not in samplers:
+        raise ValueError(f"{run.name} has no sampler {name!r}; known: {', '.join(samplers) or 'none'}.")
+    seed, classes = run.config.seed if seed is None else seed, job.classes
+    if labels is None:
+        labels = generate.labels_of(job.data, seed, num)
+    elif not classes or not all(0 <= label < classes for label in labels):
+        raise ValueError(f"--labels {labels} on data with {classes} classes; use numbers from 0 to {classes - 1}.")
+    labels = np.resize(np.asarray(labels, np.int32), num)
+    batch_size = run.config.evaluation.batch_size
+    frozen, _ = starting_weights(job, run, mesh)
+    maker = generate.generator(samplers[name], weights, frozen, classes, batch_size, mesh)
+    with progress.count(math.ceil(num / batch_size), "batch") as bar:
+        stored, seconds = generate.images(maker, seed, labels, job.data.encode, bar.update)
+    if jax.process_index() == 0:
+        buffer = io.BytesIO()
+        np.savez(buffer, images=stored, **({"labels": labels} if classes else {}))
+        files.write(out, buffer.getvalue())
+        report.grid(out.with_suffix(".png"), stored[:400], labels[:400] if classes else None, job.data.exact)
+        progress.say(f"{num} samples by {name} ({samplers[name].nfe} NFE, {1e3 * seconds:.2f} ms each): {out}")
+
+
+def dry_run(run: Experiment) -> None:
+    """Prints parameters, bytes and FLOPs of one training step; reads no data and writes nothing."""
+    job, mesh = assemble(run.config, outline=True), meshes.make(run.config.mesh)
+    batch_size = run.config.train.batch_size
+    meshes.check_divides(batch_size, mesh)
+    frozen, state = shapes(job)
+    layout, frozen_layout = (meshes.shardings(tree, meshes.DEFAULT, mesh) for tree in (state, frozen))
+    weights = job.method.weights(state)
+    progress.say(f"{run.name}: method {run.config.method.name}, {batch_size} images a step, {mesh.size} {jax.default_backend()} device(s)")
+    progress.say(f"parameters of the product: {trees.count(weights):,}")
+    for title, tree, placed in (("product", weights, job.method.weights(layout)), ("state", state, layout), ("frozen", frozen, frozen_layout)):
+        progress.say(f"bytes of the {title}: {trees.nbytes(tree):,} in all, {meshes.bytes_per_device(tree, placed):,} per device")
+    for name in sorted(state._fields if hasattr(state, "_fields") else ()):
+        tree = getattr(state, name)
+        if trees.count(tree) > 1:
+            progress.say(f"  state.{name}: {trees.count(tree):,} numbers, {trees.nbytes(tree):,} bytes")
+    batch = {"image": jax.ShapeDtypeStruct((batch_size, *job.parts.shape), np.float32),
+             "label": jax.ShapeDtypeStruct((batch_size,), np.int32)}  # fmt: skip
+    step = compile.train_step(job.method, layout, frozen_layout, mesh)
+    variant = job.method.variant(0, run.config.seed)
+    cost = step.lower(state, frozen, batch, rng.root(0, "train"), variant).cost_analysis()
+    progress.say(f"FLOPs per step: {cost['flops']:.4g} (XLA's estimate before optimisation)")
+
+
+def measure(run: Experiment) -> None:
+    """Evaluates the finished experiment and writes report.md, report.png and card.json."""
+    job, mesh = assemble(run.config), meshes.make(run.config.mesh)
+    weights = product(job, run, mesh)
+    frozen, _ = starting_weights(job, run, mesh)
+    evaluate.work(run, job, weights, frozen, mesh)
+

@@ -1,0 +1,135 @@
+"""A finished run's measurement: sampled and compared with the data, or, for a feature net, tested and exported."""
+
+import hashlib
+import math
+import time
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from fastdiff_jax.metrics import features, panels, samples
+from fastdiff_jax.runtime import checkpoint, experiment, files, generate, progress, report, results, sessions
+from fastdiff_jax.runtime.assemble import Job
+from fastdiff_jax.runtime.experiment import Experiment
+from fastdiff_jax.solvers import sampling
+from fastdiff_jax.types import Frozen, Params, Sampler
+
+
+def by_samples(run: Experiment, job: Job, weights: Params, frozen: Frozen, mesh: Mesh) -> None:
+    """Samples with the run's own samplers and with its teacher's, measures them, and writes the report."""
+    begun, settings, data = time.perf_counter(), run.config.evaluation, job.data
+    panel = panels.build(settings.panel.to_dict(), data)
+    plan = [(name, sampler, results.TRAINED) for name, sampler in job.method.samplers.items()]
+    if "teacher" in job.parts.models:
+        requests, model = settings.teacher_samplers.to_dict(), job.parts.models["teacher"]
+        teachers = sampling.samplers(requests, model, job.parts.schedule, data.shape, "teacher")
+        plan += [(name, sampler, results.TEACHER) for name, sampler in teachers.items()]
+    else:  # a teacher's own report compares its samplers
+        plan = [(name, sampler, results.TEACHER) for name, sampler, _ in plan]
+    floors = spread([panel.floor(settings.num, seed) for seed in range(3)])
+    rows = [results.Row(panel.floor_name, floors, results.REFERENCE)]
+    batches = len(settings.seeds) * math.ceil(settings.num / settings.batch_size)
+    with progress.count(len(plan) * batches, "batch") as bar:
+        for name, sampler, kind in plan:
+            bar.set_description(name)
+            rows.append(row(name, sampler, kind, weights, frozen, job, panel, mesh, bar.update))
+    table = results.Report(
+        title=run.name,
+        rows=rows,
+        headline=panel.headline,
+        provenance=provenance(run, job, panel, time.perf_counter() - begun),
+        real=data.reference["image"][:1024],
+        real_labels=data.reference["label"][:1024] if job.classes else None,
+        mixture=data.exact,
+        curves=curves(run, job),
+    )
+    report.write(run.workdir, table)
+    progress.say("\n".join(["", *report.table(table), "", f"report: {run.workdir / 'report.md'}"]))
+
+
+def row(name: str, sampler: Sampler, kind: str, weights: Params, frozen: Frozen, job: Job, panel: panels.Panel,
+        mesh: Mesh, tick) -> results.Row:  # fmt: skip
+    """One line of the table: samples with every seed, each set measured by the panel."""
+    settings, sets, speeds, first = job.config.evaluation, [], [], None
+    maker = generate.generator(sampler, weights, frozen, job.classes, settings.batch_size, mesh)
+    for seed in settings.seeds:
+        labels = generate.labels_of(job.data, seed, settings.num)
+        stored, seconds = generate.images(maker, seed, labels, job.data.encode, tick)
+        sets.append(panel.measure(stored, labels))
+        speeds.append(1e3 * seconds)
+        first = first or (stored[:1024], labels[:1024] if job.classes else None)
+    return results.Row(name, spread(sets), kind, sampler.nfe, min(speeds), *first)
+
+
+def spread(sets: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
+    """Mean and standard deviation by column (that of the sets themselves, so zero for one)."""
+    return {key: (float(np.mean([s[key] for s in sets])), float(np.std([s[key] for s in sets]))) for key in sets[0]}
+
+
+def lineage(run: Experiment, job: Job) -> list[Experiment]:
+    """The run and the experiments that it builds on."""
+    return [run, *(experiment.prerequisite(reference, run.workdir) for reference in job.prerequisites.values())]
+
+
+def curves(run: Experiment, job: Job) -> dict:
+    """Training logs by experiment."""
+    return {one.name: one.workdir / "metrics.jsonl" for one in lineage(run, job)}
+
+
+def provenance(run: Experiment, job: Job, panel: panels.Panel, seconds: float) -> results.Provenance:
+    """Where the numbers of a report come from."""
+    settings, runs = run.config.evaluation, lineage(run, job)
+    products = {one.name: checkpoint.product(one.workdir) for one in runs}
+    return results.Provenance(
+        config=run.name,
+        data=job.data.name,
+        fingerprint=job.data.fingerprint,
+        features=panel.nets,
+        num=settings.num,
+        seeds=tuple(settings.seeds),
+        quantiser=job.data.encode.__doc__.splitlines()[0],
+        steps={name: product.step for name, product in products.items()},
+        seconds={f"training {one.name}": sessions.seconds(one.workdir) for one in runs} | {"evaluation": seconds},
+        more={
+            "training_seed": run.config.seed,
+            "weights": {name: product.fingerprint for name, product in products.items()},
+        },
+    )
+
+
+def by_held_out(run: Experiment, job: Job, weights: Params, frozen: Frozen, mesh: Mesh) -> None:
+    """Tests a feature net on held-out images and writes its weight file, features.safetensors, and report.md."""
+    del frozen, mesh
+    held_out = job.data.reference["split"] == 1
+    request = run.config.models.classifier.network.to_dict()
+    network = job.parts.models["classifier"].network
+    levels = np.zeros(held_out.sum(), np.float32)
+    logits = jax.jit(network.apply)(weights, job.data.decode(job.data.reference["image"][held_out]), levels, {})
+    accuracy = samples.agreement(np.asarray(logits), job.data.reference["label"][held_out])
+    about = features.metadata(
+        request, job.data.shape, job.classes, data=job.data.name, fingerprint=job.data.fingerprint, accuracy=accuracy
+    )
+    content = features.serialise(weights, about)
+    files.write(run.workdir / "features.safetensors", content)
+    text = (
+        f"{run.name}: {accuracy:.1%} of {held_out.sum()} held-out images; features.safetensors has sha256 "
+        f"{hashlib.sha256(content).hexdigest()}"
+    )
+    files.write(run.workdir / "report.md", f"# {run.name}\n\n{text}\n".encode())
+    progress.say(text)
+
+
+KINDS = {"samples": by_samples, "features": by_held_out}
+
+
+def work(run: Experiment, job: Job, weights: Params, frozen: Frozen, mesh: Mesh) -> None:
+    """Measures a finished run in the way that `config.evaluation.kind` names and writes what it found.
+
+    Raises: ValueError naming the known kinds.
+    """
+    kind = run.config.evaluation.kind
+    if kind not in KINDS:
+        raise ValueError(f"no kind of evaluation {kind!r}; known: {', '.join(KINDS)}.")
+    KINDS[kind](run, job, weights, frozen, mesh)

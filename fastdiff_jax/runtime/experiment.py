@@ -1,0 +1,67 @@
+"""Experiments by name: config files, their work directories and the experiments that they build on."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
+
+
+class Experiment(NamedTuple):
+    """A config with the name that its work directory gets."""
+
+    name: str  # "sid_digits", with an argument "sid_digits_smoke"
+    config: ConfigDict
+    workdir: Path
+
+
+def split(reference: str) -> tuple[str, str | None]:
+    """Path or stem, and argument, of "configs/edm_digits.py:smoke"."""
+    path, colon, argument = reference.partition(":")
+    return path, argument if colon else None
+
+
+def name_of(reference: str) -> str:
+    """The experiment's name: file stem, and the argument if there is one."""
+    path, argument = split(reference)
+    return Path(path).stem + (f"_{argument.replace(',', '_')}" if argument else "")
+
+
+def known() -> list[str]:
+    """Config stems of the repository."""
+    return sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in ("common", "__init__"))
+
+
+def load(reference: str) -> ConfigDict:
+    """The config of a file with get_config, named by path or by stem, with an optional argument.
+
+    Raises: ValueError if there is no such file, or it does not make a config.
+    """
+    stem, argument = split(reference)
+    path = Path(stem) if stem.endswith(".py") else CONFIGS / f"{stem}.py"
+    if not path.is_absolute() and not path.exists():
+        path = ROOT / path
+    if not path.is_file():
+        raise ValueError(f"there is no config file {stem!r}; known: {', '.join(known())}.")
+    if str(ROOT) not in sys.path:  # config files import configs.common
+        sys.path.insert(0, str(ROOT))
+    try:
+        spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        config = module.get_config() if argument is None else module.get_config(argument)
+    except Exception as error:  # whatever a user's file raises, the answer is one line
+        raise ValueError(f"config {reference} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f"config {reference}: get_config returned {type(config).__name__}, not a ConfigDict.")
+    return config
+
+
+def prerequisite(reference: str, workdir: Path) -> Experiment:
+    """The experiment that one in `workdir` builds on; its own work directory is beside it."""
+    name = name_of(reference)
+    return Experiment(name, load(reference), workdir.parent / name)

@@ -1,0 +1,80 @@
+"""Samples by image index: they depend on seed and index, on neither batch nor devices."""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from fastdiff_jax import rng
+from fastdiff_jax.runtime import mesh as meshes
+from fastdiff_jax.types import Data, Frozen, Params, Sampler
+
+
+class Generator(NamedTuple):
+    """One compiled batch of a sampler."""
+
+    batch: Callable[[int, np.ndarray, np.ndarray], np.ndarray]  # (seed, indices (B,), labels (B,)) -> (B,...)
+    batch_size: int
+    compile_seconds: float
+
+
+def labels_of(data: Data, seed: int, num: int) -> np.ndarray:
+    """(num,) labels by image index: seeded permutations of the reference set's, so its class shares are met."""
+    order = np.random.default_rng(seed).permutation(data.reference["label"])
+    return np.resize(order, num).astype(np.int32)
+
+
+def generator(sampler: Sampler, params: Params, frozen: Frozen, classes: int, batch_size: int, mesh: Mesh) -> Generator:
+    """Compiles a sampler for one batch size; every call is padded to it.
+
+    The last bits of a network's output depend on the batch size, so images that must depend on seed and index
+    only are always made in batches of the same one.
+    """
+    meshes.check_divides(batch_size, mesh)
+
+    def run(params, frozen, key, indices, labels):
+        cond = {"label": jax.nn.one_hot(labels, classes)} if classes else {}
+        return sampler.generate(params, frozen, rng.image_keys(key, indices), cond)
+
+    rows, whole = meshes.rows(mesh), meshes.whole(mesh)
+    # Weights keep the layout that they have; the images come back whole on every host.
+    run = jax.jit(run, in_shardings=(None, None, whole, rows, rows), out_shardings=whole)
+    arrays = (jax.ShapeDtypeStruct((batch_size,), jnp.int32),) * 2
+    begun = time.perf_counter()
+    compiled = run.lower(params, frozen, rng.root(0, "sample"), *arrays).compile()
+    seconds = time.perf_counter() - begun
+
+    def batch(seed, indices, labels):
+        key = jax.device_put(rng.root(seed, "sample"), whole)
+        return np.asarray(compiled(params, frozen, key, spread_rows(indices), spread_rows(labels)))
+
+    def spread_rows(values):
+        values = values.astype(np.int32)
+        return jax.make_array_from_callback(values.shape, rows, values.__getitem__)
+
+    return Generator(batch, batch_size, seconds)
+
+
+def images(generator: Generator, seed: int, labels: np.ndarray, encode: Callable, tick: Callable = lambda: None):
+    """Encoded images number 0..num-1 of a seed, and the seconds that they took.
+
+    Args:
+      labels: (num,) one label an image; ignored by unconditional samplers.
+      tick: called after every batch.
+    Returns: (stored values (num,...), seconds per image).
+    """
+    num, size, made, seconds = len(labels), generator.batch_size, [], 0.0
+    for start in range(0, num, size):
+        indices = np.arange(start, start + size)
+        wanted = np.resize(labels[start : start + size], size)
+        begun = time.perf_counter()
+        values = generator.batch(seed, indices, wanted)
+        seconds += time.perf_counter() - begun
+        made.append(encode(values))
+        tick()
+    return np.concatenate(made)[:num], seconds / (len(made) * size)
+

@@ -1,0 +1,102 @@
+"""Every experiment config: it says what it is, has a smoke size, and names only what exists."""
+
+import ast
+
+import pytest
+
+from fastdiff_jax import precond, registry
+from fastdiff_jax.losses import matching
+from fastdiff_jax.metrics import panels
+from fastdiff_jax.runtime import experiment, optimizers
+from fastdiff_jax.solvers import schedules
+
+STEMS = experiment.known()
+SECTIONS = {"seed", "teacher", "init_from", "data", "models", "method", "optimizers", "schedule",
+            "objective", "train", "evaluation", "mesh"}  # fmt: skip
+
+
+@pytest.fixture(params=[f"{stem}{argument}" for stem in STEMS for argument in ("", ":smoke")])
+def config(request):
+    return experiment.load(request.param)
+
+
+def test_configs_are_found():
+    assert "sid_digits" in STEMS
+    assert "common" not in STEMS
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_config_documents_itself(stem):
+    """One docstring for the file, one for get_config, whose argument may be left out."""
+    tree = ast.parse((experiment.CONFIGS / f"{stem}.py").read_text())
+    (function,) = [node for node in tree.body if getattr(node, "name", None) == "get_config"]
+    assert ast.get_docstring(tree)
+    assert ast.get_docstring(function)
+    assert len(function.args.args) == len(function.args.defaults) == 1
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_an_unknown_argument_is_named(stem):
+    with pytest.raises(ValueError, match="nonsense"):
+        experiment.load(f"{stem}:nonsense")
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_smoke_is_the_same_experiment_in_seconds(stem):
+    full, smoke = experiment.load(stem), experiment.load(f"{stem}:smoke")
+    assert smoke.train.steps <= 20 < full.train.steps
+    assert smoke.train.steps * smoke.train.batch_size <= 1000
+    assert smoke.method.name == full.method.name
+    assert smoke.data.to_dict() == full.data.to_dict()
+    assert smoke.keys() == full.keys()
+    for reference in prerequisites(smoke):
+        assert "smoke" in experiment.split(reference)[1], f"{reference} would train at full length"
+
+
+def test_sections_are_known(config):
+    assert set(config.keys()) <= SECTIONS
+
+
+def test_names_exist(config):
+    assert registry.load("data", config.data.name)
+    assert registry.load("methods", config.method.name)
+    for model in config.models.values():
+        for section in parts(model, config):
+            assert registry.load("networks", section.network.name)
+            assert section.precond.name in precond.PRECONDS
+    for optimizer in config.optimizers.values():
+        assert optimizer.name in optimizers.OPTIMIZERS
+    assert config.schedule.name in schedules.SCHEDULES
+    if "objective" in config:
+        assert config.objective.name in matching.OBJECTIVES
+    if config.evaluation.panel:
+        assert config.evaluation.panel.name in panels.PANELS
+
+
+def test_samplers_exist(config):
+    known = registry.entries("solvers", "SOLVERS")
+    requests = [config.method.get("samplers", {}), config.evaluation.teacher_samplers]
+    for name, request in [item for group in requests for item in group.items()]:
+        assert request.name in known, f"{name}: no solver {request.name}"
+        assert request.nfe >= 1
+
+
+def test_prerequisites_exist_and_end(config):
+    """Teachers and initial weights are other configs, and no config builds on itself."""
+    depth, references = 0, prerequisites(config)
+    while references:
+        bases = [experiment.load(reference) for reference in references]
+        references, depth = [name for base in bases for name in prerequisites(base)], depth + 1
+        assert depth < 5, f"{references} never end"
+
+
+def prerequisites(config):
+    return [name for name in (config.teacher, config.init_from) if name]
+
+
+def parts(model, config):
+    """The model sections that a role is made of: its own, or its teacher's."""
+    if "like" not in model:
+        return [model]
+    assert config.teacher, "a model is like the teacher's, but there is no teacher"
+    return list(experiment.load(config.teacher).models.values())

@@ -29,7 +29,7 @@ def base() -> ConfigDict:
     config.schedule = dict(name="polynomial", sigma_min=0.002, sigma_max=80.0, rho=7.0)
     config.mesh = dict(data=-1, fsdp=1)  # -1: all devices that are left
     config.train = dict(
-        batch_size=128, steps=1000, log_every=25, save_every=250, keep=2, patience=3, writers=("jsonl",)
+        batch_size=128, steps=1000, log_every=25, save_every=250, keep=2, milestones=0, patience=3, writers=("jsonl",)
     )
     config.evaluation = evaluation()
     return config
@@ -70,8 +70,9 @@ def digits_panel(config: ConfigDict) -> None:
 
 
 def lab_data(dim: int) -> dict:
-    """Eight equal modes of width 0.1 at distance one from the origin: far apart, near the data scale of images."""
-    return dict(name="toys", modes=8, dim=dim, radius=1.0, scale=0.1)
+    """Eight equal modes, far apart, with a standard deviation near that of images in every coordinate."""
+    size = dict(radius=1.0, scale=0.1) if dim == 2 else dict(radius=4.0, scale=0.3)
+    return dict(name="toys", modes=8, dim=dim, **size)
 
 
 def lab_network() -> dict:

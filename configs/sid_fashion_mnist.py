@@ -11,7 +11,7 @@ def get_config(arg="full"):
     config.data = dict(name="tfds", dataset="fashion_mnist", size=16 if small else 32, in_memory=True)
     config.teacher = "edm_fashion_mnist" + common.joined(given, "16")
     config.models = {role: dict(like="teacher") for role in ("teacher", "generator", "fake")}
-    config.objective = dict(name="edm", p_mean=-1.0, p_std=1.2, sigma_data=0.6)  # as the teacher's
+    config.objective = dict(name="edm", p_mean=-1.0, p_std=1.2, sigma_data=0.65)  # as the teacher's
     config.method = dict(
         name="sid", alpha=1.2, sigma_init=2.5, levels=dict(t_max=800.0), fake_steps=1, accumulation=1,
         ema_half_life=10e3 if small else 100e3, ema_ramp=0.05,

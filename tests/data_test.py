@@ -280,6 +280,18 @@ def test_tfds_sizes_channels_and_reference(prepared):
 
 
 @pytest.mark.tfds
+def test_tfds_missing_files_are_said(prepared, monkeypatch, tmp_path):
+    source = Path(os.environ["TFDS_DATA_DIR"]) / "fashion_mnist"
+    copy = tmp_path / "fashion_mnist" / next(source.iterdir()).name
+    copy.mkdir(parents=True)
+    for path in source.glob("*/*.json"):
+        (copy / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(ValueError, match="fashion_mnist in .* is damaged or incomplete"):
+        tfds.build({"dataset": "fashion_mnist"})
+
+
+@pytest.mark.tfds
 def test_tfds_in_memory_is_the_same(prepared):
     lazy, eager = (
         tfds.build({"dataset": "cifar10", "split": "test", "in_memory": m}) for m in (False, True)

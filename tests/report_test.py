@@ -191,6 +191,6 @@ def test_at_most_a_dozen_panels_trained_first():
     row = planted().rows[1]
     rows = [row._replace(name=f"euler {n}", nfe=n) for n in range(1, 21)] + [planted().rows[3]]
     titles = [panel.title for panel in figures.panels(planted(rows=rows))]
-    assert titles[:2] == ["Real data", "student, 1 NFE   px 0.208   ft 1.7"]
-    assert titles[2] == "euler, 20 NFE   px 7.7   ft 323"
+    assert titles[:2] == ["Real data", "student, 1 NFE   px 0.208   ft 1.70"]
+    assert titles[2] == "euler, 20 NFE   px 7.70   ft 323"
     assert len(titles) == figures.MOST_PANELS

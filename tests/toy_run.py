@@ -99,7 +99,7 @@ class Batches:
     def __init__(self, batch_size: int = BATCH, shard: tuple[int, int] = (0, 1),
                  hook=lambda number: None):  # fmt: skip
         rows = np.random.default_rng(0).normal(size=(100, *SHAPE)).astype(np.float32)
-        size, (index, count) = batch_size // shard[1], shard
+        index, size = shard[0], batch_size // shard[1]
         self._grain = iter(
             grain.MapDataset.source(rows).seed(SEED).shuffle().repeat().batch(batch_size)
             .map(lambda image: {"image": image[index * size : (index + 1) * size]})

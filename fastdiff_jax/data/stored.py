@@ -65,7 +65,7 @@ def fingerprint(*parts: np.ndarray | bytes) -> str:
 
 
 def outline(name: str, shape: tuple[int, ...], classes: int) -> Data:
-    """A data set of which only the shape and the classes are known: enough to count what training would cost."""
+    """A data set of which only shape and classes are known: enough to count what training costs."""
     return Data(
         name,
         train=(),

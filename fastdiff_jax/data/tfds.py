@@ -1,5 +1,6 @@
 """Image sets of tensorflow_datasets without TensorFlow: array_record files, decoded by Pillow."""
 
+import contextlib
 import io
 import logging
 import os
@@ -162,6 +163,13 @@ def build(config) -> Data:
             f"{builder.info.file_format.value}; prepare it with --file_format=array_record."
         ) from error
     source = Source(records, side, channels)
+    try:
+        identity = fingerprint(source, builder.info.full_name, settings)
+    except RuntimeError as error:  # array_record's, at the first read
+        raise ValueError(
+            f"data set {settings.dataset} in {builder.data_dir} is damaged or incomplete; prepare it "
+            f"again. ({str(error).splitlines()[0]})"
+        ) from error
     train = InMemory(source) if settings.in_memory else source
     return Data(
         name=settings.dataset,
@@ -170,13 +178,13 @@ def build(config) -> Data:
         classes=classes,
         encode=stored.encode,
         decode=stored.decode,
-        fingerprint=fingerprint(source, builder.info.full_name, settings),
+        fingerprint=identity,
         shape=(side, side, channels),
     )
 
 
 def fitted(settings: Settings, shape: tuple[int, ...]) -> tuple[int, int]:
-    """(side, channels) of the images that the settings ask for. Raises: ValueError if the native ones do not fit."""
+    """(side, channels) of the images asked for. Raises: ValueError if the native ones do not fit."""
     native, padded = shape[0], power_of_two(shape[0])
     side, channels = settings.size or padded, settings.channels or shape[2]
     if side != native and (side > padded or side != power_of_two(side)):
@@ -204,13 +212,21 @@ def outline(config) -> Data:
 
 def found(tfds: Any, name: str) -> Any:
     """The builder of a data set, on disk or not. Raises: ValueError if TFDS knows none of that name."""
-    folder, log = os.environ.get("TFDS_DATA_DIR"), logging.getLogger("absl")
-    level = log.level
-    log.setLevel(logging.ERROR)  # TFDS would warn of a missing folder, ahead of our own error
     try:
-        return tfds.builder(name, data_dir=folder)
+        with quiet():
+            return tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"))
     except ValueError as error:
         raise ValueError(f"TFDS has no data set {name!r}: {str(error).splitlines()[0]}") from error
+
+
+@contextlib.contextmanager
+def quiet():
+    """Without TFDS's warnings of a missing folder, which would come ahead of our own error."""
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
     finally:
         log.setLevel(level)
 
@@ -221,7 +237,9 @@ def prepared(tfds: Any, name: str) -> Any:
     Raises: ValueError that says how to prepare it; reading it would fail far from the cause.
     """
     folder, builder = os.environ.get("TFDS_DATA_DIR"), found(tfds, name)
-    if not builder.is_prepared():
+    with quiet():
+        ready = builder.is_prepared()
+    if not ready:
         raise ValueError(
             f"data set {name} is not prepared in {builder.data_dir} (TFDS_DATA_DIR is "
             f"{folder or 'not set'}); point TFDS_DATA_DIR to a folder that has it, or prepare it "

@@ -150,7 +150,7 @@ def deserialise(content: bytes, name: str) -> tuple[Params, dict[str, Any]]:
 
 
 def extractor(net: Features, decode: Callable[[np.ndarray], np.ndarray], batch_size: int = 512):
-    """A function from stored images (N,...) to features (N,D) and logits (N,K) or None, on the host.
+    """A function from stored images (N,...) to features (N,D) and logits (N,K), or None.
 
     One program serves every N: the last batch is padded, and the padding dropped again.
     """

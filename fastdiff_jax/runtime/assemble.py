@@ -77,7 +77,10 @@ def model(request, config: ConfigDict, shape: tuple[int, ...], classes: int) -> 
     if "like" in request:
         if not config.get("teacher"):
             raise ValueError("a model is like the teacher's, but the config names no teacher; set config.teacher.")
-        original = experiment.load(config.teacher).models.student.to_dict()
+        models = experiment.load(config.teacher).models
+        if "student" not in models:
+            raise ValueError(f"config.teacher {config.teacher!r} trains {', '.join(models)}, no denoiser; name a teacher's config.")
+        original = models.student.to_dict()
         request = {key: {**original[key], **request.get(key, {})} for key in ("network", "precond")}
     options = request["network"]
     network = registry.load("networks", options.pop("name"))(options, shape, classes)

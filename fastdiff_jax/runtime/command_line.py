@@ -1,88 +1,145 @@
 """The command line of launch/main.py: flags in, one clear line and an exit code out.
 
-Exit codes: 0 done, 2 the request cannot be met (the line says why), 75 stopped by SIGTERM after saving: run the
-same command again to go on.
+Exit codes: 0 done, 2 the request cannot be met (the line says why), 75 stopped by SIGTERM after saving, 130 by
+the keyboard: run the same command again to go on.
 """
 
 import os
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from fastdiff_jax.runtime import commands, experiment
+from fastdiff_jax.runtime import commands, experiment, progress, settings
 
 MODES = ("train", "sample", "eval", "dry_run")
 INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h
+ABORTED = 130  # what shells report of Ctrl-C
+USAGE = "python launch/{name}.py --config configs/NAME.py[:ARGUMENT] [--config.KEY=VALUE ...] [flags]"
 
 
-def define(values: flags.FlagValues):
-    """Defines the flags and returns the holder of --config."""
-    config = config_flags.DEFINE_config_file("config", None, "Config file, configs/NAME.py[:ARGUMENT].", flag_values=values)
+class Help(Exception):
+    """The user asked what there is."""
+
+
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags of launch/main.py."""
     flags.DEFINE_string("workdir", None, "Directory of the run; runs/<config name> by default.", flag_values=values)
     flags.DEFINE_enum("mode", "train", MODES, "What to do.", flag_values=values)
     flags.DEFINE_integer("num", 64, "Images to sample.", lower_bound=1, flag_values=values)
-    flags.DEFINE_integer("seed", None, "Sampling seed; the config's by default.", flag_values=values)
+    flags.DEFINE_integer("seed", None, "Sampling seed; the config's by default.", lower_bound=0, flag_values=values)
     flags.DEFINE_list("labels", None, "Labels to sample, repeated in turn; the data's shares by default.", flag_values=values)
     flags.DEFINE_string("sampler", None, "Sampler by its name in the report; the first by default.", flag_values=values)
-    flags.DEFINE_string("out", None, "File of the samples; <workdir>/samples.npz by default.", flag_values=values)
-    return config
+    flags.DEFINE_string("out", None, "File of the samples, .npz; <workdir>/samples.npz by default.", flag_values=values)
 
 
-def parse(arguments: list[str]) -> tuple[flags.FlagValues, ConfigDict, str]:
+def define_benchmark(values: flags.FlagValues) -> None:
+    """Defines the flags of launch/benchmark.py."""
+    flags.DEFINE_integer("steps", 20, "Training steps to time.", lower_bound=1, flag_values=values)
+
+
+def parse(arguments: list[str], define: Callable = define) -> tuple[flags.FlagValues, ConfigDict, str]:
     """Flags, config and the config's reference.
 
-    Raises: ValueError with one line for whatever is wrong with them.
+    Raises: ValueError with one line for whatever is wrong with them, Help with the usage if that is asked for.
     """
-    reference = _reference(arguments)
-    if reference is None:
-        raise ValueError(f"no --config given; configs: {', '.join(experiment.known())}.")
-    config = experiment.load(reference)
-    for argument in arguments:
-        if argument.startswith("--config."):
-            _check_key(config, argument.removeprefix("--config.").split("=")[0])
     values = flags.FlagValues()
-    holder = define(values)
+    define(values)
+    if {"--help", "-help", "-h", "--helpfull"} & set(arguments[1:]):
+        raise Help(usage(Path(arguments[0]).stem, values))
+    reference, rest = _split(arguments)
+    config = experiment.load(reference)
+    for argument in rest:
+        if match := re.match(r"--?(?:no)?config\.([^=]*)", argument):
+            _check_key(config, match[1])
     try:
-        values(arguments)
-    except (flags.Error, TypeError, ValueError) as error:
-        raise ValueError(" ".join(str(error).split())) from None
-    return values, holder.value, reference
+        # The overrides alone: the file has been loaded, with errors of one line.
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=rest)
+        extra = values(rest)[1:]
+    except (flags.Error, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        raise ValueError(_explained(str(error), config)) from None
+    if extra:
+        raise ValueError(f"unknown argument {extra[0]!r}; settings are given as --flag=value or --config.key=value.")
+    settings.check(values.config)
+    return values, values.config, reference
+
+
+def usage(name: str, values: flags.FlagValues) -> str:
+    """What --help prints."""
+    rows = [f"  --{flag}: {values[flag].help}" for flag in sorted(values)]
+    modes = [f"  modes: {', '.join(MODES)}"] if "mode" in values else []
+    return "\n".join([USAGE.format(name=name), *rows, *modes, f"  configs: {', '.join(experiment.known())}"])
 
 
 def main(arguments: list[str]) -> int:
     """Runs the command and returns its exit code."""
-    try:
-        values, config, reference = parse(arguments)
+    return guarded(lambda: _run(arguments))
+
+
+def benchmark(arguments: list[str]) -> int:
+    """Runs launch/benchmark.py and returns its exit code."""
+    from fastdiff_jax.runtime import benchmark as measurement
+
+    def work():
+        values, config, reference = parse(arguments, define_benchmark)
         name = experiment.name_of(reference)
-        workdir = Path(values.workdir) if values.workdir else Path("runs") / name
-        run = experiment.Experiment(name, config, workdir)
-        if values.mode == "dry_run":
-            commands.dry_run(run)
-        elif values.mode == "sample":
-            labels = values.labels and [_integer(label) for label in values.labels]
-            out = Path(values.out) if values.out else workdir / "samples.npz"
-            commands.sample(run, values.num, out, values.seed, labels, values.sampler)
-        elif values.mode == "eval":
-            commands.measure(run)
-        else:
-            return 0 if commands.train(run) else INTERRUPTED
+        measurement.run(experiment.Experiment(name, config, Path("runs") / name), values.steps)
+        return 0
+
+    return guarded(work)
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """The exit code of `work`; what it refuses becomes one line on standard error."""
+    try:
+        return work()
+    except Help as text:
+        progress.say(str(text))
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
+        return ABORTED
     except (ValueError, OSError) as error:
         if os.environ.get("FASTDIFF_TRACEBACK"):
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+
+
+def _run(arguments: list[str]) -> int:
+    values, config, reference = parse(arguments)
+    name = experiment.name_of(reference)
+    workdir = Path(values.workdir) if values.workdir else Path("runs") / name
+    run = experiment.Experiment(name, config, workdir)
+    if values.mode == "train":
+        return 0 if commands.train(run) else INTERRUPTED
+    if values.mode == "sample":
+        labels = None if values.labels is None else [_integer(label) for label in values.labels or [""]]
+        out = Path(values.out) if values.out else workdir / "samples.npz"
+        commands.sample(run, values.num, out, values.seed, labels, values.sampler)
+    elif values.mode == "eval":
+        commands.measure(run)
+    else:
+        commands.dry_run(run)
     return 0
 
 
-def _reference(arguments: list[str]) -> str | None:
-    for index, argument in enumerate(arguments):
-        if argument.startswith(("--config=", "-config=")):
-            return argument.split("=", 1)[1]
+def _split(arguments: list[str]) -> tuple[str, list[str]]:
+    """The value of --config, the last one as for every flag, and the arguments without it."""
+    rest, reference, given = [], None, iter(arguments)
+    for argument in given:
         if argument in ("--config", "-config"):
-            return arguments[index + 1] if index + 1 < len(arguments) else None
-    return None
+            reference = next(given, None)
+        elif argument.startswith(("--config=", "-config=")):
+            reference = argument.split("=", 1)[1]
+        else:
+            rest.append(argument)
+    if not reference:
+        raise ValueError(f"no --config given; configs: {', '.join(experiment.known())}.")
+    return reference, rest
 
 
 def _check_key(config: ConfigDict, path: str) -> None:
@@ -93,6 +150,19 @@ def _check_key(config: ConfigDict, path: str) -> None:
             keys = ", ".join(sorted(here)) if isinstance(here, ConfigDict) else "none below it"
             raise ValueError(f"the config has no key {path!r}: {part!r} is unknown; known there: {keys}.")
         here = here[part]
+
+
+def _explained(message: str, config: ConfigDict) -> str:
+    """absl's message; for a config key with what belongs there."""
+    match = re.match(r"flag --config\.([\w.]+)=", message)
+    if match is None:
+        return message
+    value = config
+    for part in match[1].split("."):
+        value = value[part]
+    kind = "section of keys" if isinstance(value, ConfigDict) else type(value).__name__
+    example = "" if isinstance(value, ConfigDict) else f" such as {value!r}"
+    return f"{message}; config.{match[1]} takes a {kind}{example}."
 
 
 def _integer(text: str) -> int:

@@ -21,6 +21,7 @@ from fastdiff_jax.runtime import (
     progress,
     report,
     sessions,
+    settings,
     writer,
 )
 from fastdiff_jax.runtime import mesh as meshes
@@ -34,16 +35,33 @@ def train(run: Experiment) -> bool:
 
     Returns: False if SIGTERM stopped it (after saving).
     """
+    check(run)
     if not (finished(run) or fit(run)):
         return False
     measure(run)
     return True
 
 
+def check(run: Experiment) -> None:
+    """Raises ValueError for what training or measuring would only meet after hours, before anything is written.
+
+    That is a workdir that cannot be used, an impossible measurement or batch; of the run, and of what it builds on.
+    """
+    experiment.check_writable(run.workdir)
+    job, mesh = assemble(run.config, outline=True), meshes.make(run.config.mesh)
+    meshes.check_divides(run.config.train.batch_size, mesh, "train.batch_size")
+    evaluate.check(job, mesh)
+    if (run.workdir / "config.json").exists() and not finished(run):
+        checkpoint.Store(run.workdir, run.config.to_dict()).close()  # another run's workdir, or one in use
+    for reference in job.prerequisites.values():
+        basis = experiment.prerequisite(reference, run.workdir)
+        settings.check(basis.config)
+        check(basis)
+
+
 def fit(run: Experiment) -> bool:
     """Trains to the end and saves the product, without measuring it. Returns: False if interrupted."""
-    job, mesh, settings = assemble(run.config), meshes.make(run.config.mesh), run.config.train
-    meshes.check_divides(settings.batch_size, mesh)
+    job, mesh, train = assemble(run.config), meshes.make(run.config.mesh), run.config.train
     for reference in job.prerequisites.values():
         basis = experiment.prerequisite(reference, run.workdir)
         if not finished(basis):
@@ -51,17 +69,17 @@ def fit(run: Experiment) -> bool:
             if not fit(basis):
                 return False
     frozen, initial = starting_weights(job, run, mesh)
-    progress.say(f"{run.name}: training to step {settings.steps} in {run.workdir}")
+    progress.say(f"{run.name}: training to step {train.steps} in {run.workdir}")
     index, count = jax.process_index(), jax.process_count()
-    batches = pipeline.batches(job.data, settings.batch_size // count, run.config.seed, shard=(index, count))
+    batches = pipeline.batches(job.data, train.batch_size // count, run.config.seed, shard=(index, count))
     begun = time.perf_counter()
-    with checkpoint.Store(run.workdir, run.config.to_dict(), keep=settings.keep) as store:
+    with checkpoint.Store(run.workdir, run.config.to_dict(), keep=train.keep, milestones=train.milestones or None) as store:
         first = store.latest() or 0
-        logs = writer.Writer(run.workdir, settings.writers, name=run.name, config=run.config.to_dict())
+        logs = writer.Writer(run.workdir, train.writers, name=run.name, config=run.config.to_dict())
         outcome = loop.train(
-            job.method, frozen, batches, initial=initial, seed=run.config.seed, steps=settings.steps,
-            batch_size=settings.batch_size, mesh=mesh, store=store, writer=logs,
-            log_every=settings.log_every, save_every=settings.save_every, patience=settings.patience,
+            job.method, frozen, batches, initial=initial, seed=run.config.seed, steps=train.steps,
+            batch_size=train.batch_size, mesh=mesh, store=store, writer=logs,
+            log_every=train.log_every, save_every=train.save_every, patience=train.patience,
         )  # fmt: skip
         sessions.record(run.workdir, first, outcome.step, time.perf_counter() - begun)
         if outcome.finished:
@@ -93,17 +111,23 @@ def exact(job: Job) -> Frozen:
     return {"teacher": jax.tree.map(lambda a: np.asarray(a, np.float32), job.data.exact)}
 
 
-def shapes(job: Job) -> tuple[Frozen, Params]:
-    """Shapes of (frozen, state) without computing or reading anything."""
-    frozen = {role: weight_shapes(assemble(experiment.load(r), outline=True)) for role, r in job.prerequisites.items()}
-    frozen = exact(job) | frozen
-    state = jax.eval_shape(job.method.init, rng.root(0, "init"), frozen)
-    return {role: tree for role, tree in frozen.items() if role != "initial"}, state
+def basis_shapes(job: Job) -> tuple[Frozen, Frozen]:
+    """Shapes of what `starting_weights` loads, without reading anything."""
+    known = {role: weight_shapes(assemble(experiment.load(r), outline=True)) for role, r in job.prerequisites.items()}
+    known = exact(job) | known
+    initial = {"initial": known.pop("initial")} if "initial" in known else {}
+    return known, initial
+
+
+def state_shapes(job: Job) -> Params:
+    """Shapes of a method's training state."""
+    frozen, initial = basis_shapes(job)
+    return jax.eval_shape(job.method.init, rng.root(0, "init"), frozen | initial)
 
 
 def weight_shapes(job: Job) -> Params:
     """Shapes of a method's product."""
-    return job.method.weights(shapes(job)[1])
+    return job.method.weights(state_shapes(job))
 
 
 def product(job: Job, run: Experiment, mesh) -> Params:
@@ -148,8 +172,8 @@ def dry_run(run: Experiment) -> None:
     """Prints parameters, bytes and FLOPs of one training step; reads no data and writes nothing."""
     job, mesh = assemble(run.config, outline=True), meshes.make(run.config.mesh)
     batch_size = run.config.train.batch_size
-    meshes.check_divides(batch_size, mesh)
-    frozen, state = shapes(job)
+    meshes.check_divides(batch_size, mesh, "train.batch_size")
+    (frozen, _), state = basis_shapes(job), state_shapes(job)
     layout, frozen_layout = (meshes.shardings(tree, meshes.DEFAULT, mesh) for tree in (state, frozen))
     weights = job.method.weights(state)
     progress.say(f"{run.name}: method {run.config.method.name}, {batch_size} images a step, {mesh.size} {jax.default_backend()} device(s)")

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from fastdiff_jax.metrics import features, panels, samples
 from fastdiff_jax.runtime import checkpoint, experiment, files, generate, progress, report, results, sessions
+from fastdiff_jax.runtime import mesh as meshes
 from fastdiff_jax.runtime.assemble import Job
 from fastdiff_jax.runtime.experiment import Experiment
 from fastdiff_jax.solvers import sampling
@@ -23,9 +24,7 @@ def by_samples(run: Experiment, job: Job, weights: Params, frozen: Frozen, mesh:
     panel = panels.build(settings.panel.to_dict(), data)
     plan = [(name, sampler, results.TRAINED) for name, sampler in job.method.samplers.items()]
     if "teacher" in job.parts.models:
-        requests, model = settings.teacher_samplers.to_dict(), job.parts.models["teacher"]
-        teachers = sampling.samplers(requests, model, job.parts.schedule, data.shape, "teacher")
-        plan += [(name, sampler, results.TEACHER) for name, sampler in teachers.items()]
+        plan += [(name, sampler, results.TEACHER) for name, sampler in teacher_samplers(job).items()]
     else:  # a teacher's own report compares its samplers
         plan = [(name, sampler, results.TEACHER) for name, sampler, _ in plan]
     floors = spread([panel.floor(settings.num, seed) for seed in range(3)])
@@ -47,6 +46,14 @@ def by_samples(run: Experiment, job: Job, weights: Params, frozen: Frozen, mesh:
     )
     report.write(run.workdir, table)
     progress.say("\n".join(["", *report.table(table), "", f"report: {run.workdir / 'report.md'}"]))
+
+
+def teacher_samplers(job: Job) -> dict[str, Sampler]:
+    """What a student is compared with: its teacher's samplers by name; none if it has no teacher."""
+    if "teacher" not in job.parts.models:
+        return {}
+    requests, model = job.config.evaluation.teacher_samplers.to_dict(), job.parts.models["teacher"]
+    return sampling.samplers(requests, model, job.parts.schedule, job.data.shape, "teacher")
 
 
 def row(name: str, sampler: Sampler, kind: str, weights: Params, frozen: Frozen, job: Job, panel: panels.Panel,
@@ -124,12 +131,21 @@ def by_held_out(run: Experiment, job: Job, weights: Params, frozen: Frozen, mesh
 KINDS = {"samples": by_samples, "features": by_held_out}
 
 
+def check(job: Job, mesh: Mesh) -> None:
+    """Raises ValueError if the run could not be measured once it is trained; reads no image."""
+    settings = job.config.evaluation
+    if settings.kind not in KINDS:
+        raise ValueError(f"no kind of evaluation {settings.kind!r}; known: {', '.join(KINDS)}.")
+    meshes.check_divides(settings.batch_size, mesh, "evaluation.batch_size")
+    if settings.kind == "samples":
+        panels.check(settings.panel.to_dict(), job.data)
+        teacher_samplers(job)
+
+
 def work(run: Experiment, job: Job, weights: Params, frozen: Frozen, mesh: Mesh) -> None:
     """Measures a finished run in the way that `config.evaluation.kind` names and writes what it found.
 
-    Raises: ValueError naming the known kinds.
+    Raises: ValueError as `check`.
     """
-    kind = run.config.evaluation.kind
-    if kind not in KINDS:
-        raise ValueError(f"no kind of evaluation {kind!r}; known: {', '.join(KINDS)}.")
-    KINDS[kind](run, job, weights, frozen, mesh)
+    check(job, mesh)
+    KINDS[run.config.evaluation.kind](run, job, weights, frozen, mesh)

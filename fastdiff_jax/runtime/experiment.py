@@ -1,6 +1,7 @@
 """Experiments by name: config files, their work directories and the experiments that they build on."""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -54,7 +55,7 @@ def load(reference: str) -> ConfigDict:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         config = module.get_config() if argument is None else module.get_config(argument)
-    except Exception as error:  # whatever a user's file raises, the answer is one line
+    except (Exception, SystemExit) as error:  # whatever a user's file raises, the answer is one line
         raise ValueError(f"config {reference} failed: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
         raise ValueError(f"config {reference}: get_config returned {type(config).__name__}, not a ConfigDict.")
@@ -65,3 +66,17 @@ def prerequisite(reference: str, workdir: Path) -> Experiment:
     """The experiment that one in `workdir` builds on; its own work directory is beside it."""
     name = name_of(reference)
     return Experiment(name, load(reference), workdir.parent / name)
+
+
+def check_writable(workdir: Path) -> None:
+    """Raises ValueError if the directory is not there and cannot be made, or cannot be written; makes nothing."""
+    there = workdir.absolute()
+    while not there.exists() and not there.is_symlink():
+        there = there.parent
+    problem = None
+    if not there.is_dir():
+        problem = f"{there} is not a directory"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        problem = f"{there} does not let this user write"
+    if problem:
+        raise ValueError(f"workdir {workdir} cannot be written ({problem}); choose another with --workdir.")

@@ -13,9 +13,9 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from fastdiff_jax.runtime.results import REFERENCE, TEACHER, TRAINED, Report, Row, heading, of_kind
+from fastdiff_jax.runtime.results import REFERENCE, TEACHER, TRAINED, Report, Row, heading, number, of_kind
 
 STYLE = {
     "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
@@ -113,7 +113,7 @@ def costs(ax, rows: Sequence[Row], column: str, legend: bool) -> None:
                         mec="white", mew=0.8, lw=1.6, elinewidth=1.2, **mark)  # fmt: skip
             for row in line if kind == TRAINED else ():
                 at = (row.nfe, row.values[column][0])
-                ax.annotate(f"{at[1]:.3g}", at, (11, 0), textcoords="offset points", va="center",
+                ax.annotate(number(at[1]), at, (11, 0), textcoords="offset points", va="center",
                             fontweight="bold", color=color)  # fmt: skip
     _call_axis(ax, sorted({row.nfe for row in rows if row.nfe}))
     ax.set_title(heading(column))
@@ -132,6 +132,7 @@ def training(ax, name: str, key: str, steps: np.ndarray, values: np.ndarray) -> 
         ax.yaxis.set_minor_formatter(NullFormatter())
     ax.set_title(f"{name}: {key.replace('_', ' ')}", fontsize=9.5)
     ax.tick_params(labelsize=8.5)
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.set_xlabel("step", fontsize=8.5, labelpad=1)
 
 
@@ -142,6 +143,7 @@ def draw(
     if values.ndim == 2:
         return scatter(ax, values, mixture, real)
     ax.imshow(mosaic(values, labels), cmap="gray", vmin=0, vmax=255)
+    ax.set_anchor("NW")
 
 
 def mosaic(images: np.ndarray, labels: np.ndarray | None, side: int = SIDE) -> np.ndarray:
@@ -205,7 +207,7 @@ def _caption(row: Row, headline: Sequence[str]) -> str:
     caption = f"{row.family}, {row.nfe} NFE"
     for column in headline:
         if column in row.values:
-            longer = f"{caption}   {column.replace('_', ' ')} {row.values[column][0]:.3g}"
+            longer = f"{caption}   {column.replace('_', ' ')} {number(row.values[column][0])}"
             caption = longer if len(longer) <= CAPTION else caption
     return caption
 

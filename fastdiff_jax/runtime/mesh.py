@@ -109,10 +109,10 @@ def place(batch: Batch, mesh: Mesh) -> Batch:
     return jax.make_array_from_process_local_data(rows(mesh), batch)
 
 
-def check_divides(batch_size: int, mesh: Mesh) -> None:
+def check_divides(batch_size: int, mesh: Mesh, name: str = "batch_size") -> None:
     """Raises ValueError unless the global batch divides over all devices."""
     if batch_size < 1 or batch_size % mesh.size:
         raise ValueError(
-            f"batch_size {batch_size} does not divide over {mesh.size} devices; "
+            f"{name} {batch_size} does not divide over {mesh.size} devices; "
             f"use a multiple of {mesh.size}."
         )

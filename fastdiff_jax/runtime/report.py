@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from fastdiff_jax.runtime import files, results
-from fastdiff_jax.runtime.results import REFERENCE, TRAINED, Report, Row, heading
+from fastdiff_jax.runtime.results import REFERENCE, TRAINED, Report, Row, heading, number
 
 PACKAGES = ("fastdiff_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -93,7 +93,8 @@ def device() -> dict[str, Any]:
 def markdown(report: Report) -> str:
     """The text of report.md."""
     source = report.provenance
-    seeds = ", ".join(map(str, source.seeds))
+    seeds = "mean ± standard deviation over sampling seeds " if source.seeds[1:] else "sampling seed "
+    seeds += ", ".join(map(str, source.seeds))
     nets = [f"{column}: {about['net']} {about['sha256'][:12]}".strip()
             for column, about in source.features.items()]  # fmt: skip
     seconds = ", ".join(f"{what} {value:.0f} s" for what, value in source.seconds.items())
@@ -106,12 +107,12 @@ def markdown(report: Report) -> str:
         "",
         *table(report),
         "",
-        f"{source.num} samples a row, mean ± standard deviation over the sampling seeds {seeds}. "
+        f"{source.num} samples a row, {seeds}. "
         "Smaller is better for distances and errors; NFE are network calls per image.",
         "",
         "![Distances by network calls, training curves and samples](report.png)",
         "",
-        f"- Data: {source.data}, fingerprint `{source.fingerprint}`. {source.quantiser}",
+        f"- Data: {source.data}, fingerprint {source.fingerprint[:12]}. {source.quantiser}",
         *([f"- Features, with the sha256 of their weights: {', '.join(nets)}."] if nets else []),
         f"- Training steps: {steps}. Wall time: {seconds}.",
         f"- {hardware['count']} x {hardware['kind']} ({hardware['platform']}); "
@@ -134,7 +135,7 @@ def summary(report: Report) -> list[str]:
 def _headline(report: Report, row: Row, teacher: Row | None) -> str:
     parts = []
     for column in report.headline:
-        value, text = row.values[column][0], f"{heading(column)} {_number(row.values[column][0])}"
+        value, text = row.values[column][0], f"{heading(column)} {number(row.values[column][0])}"
         if teacher and row is not teacher and (other := teacher.values[column][0]) > 0:
             text += f", {value / other:.1f} x that of {teacher.family} at {teacher.nfe} NFE"
         parts.append(text)
@@ -150,27 +151,18 @@ def table(report: Report) -> list[str]:
     for row in sorted(report.rows, key=lambda row: (row.kind != REFERENCE, row.kind != TRAINED)):
         name = f"**{row.name}**" if row.kind == TRAINED else row.name
         cells = [spread(*row.values[column]) if column in row.values else "" for column in columns]
-        speed = "" if row.ms_per_image is None else _number(row.ms_per_image)
+        speed = "" if row.ms_per_image is None else number(row.ms_per_image)
         lines.append(_line([name, "" if row.nfe is None else str(row.nfe), *cells, speed]))
     return lines
 
 
 def spread(mean: float, deviation: float) -> str:
     """ "0.104 ± 0.003": three digits of the mean; the deviation to its decimals, unless zero."""
-    text = _number(mean)
+    text = number(mean)
     if not deviation > 0:
         return text
     decimals = len(text.partition(".")[2])
     return f"{text} ± " + (f"{deviation:.1g}" if "e" in text else f"{deviation:.{decimals}f}")
-
-
-def _number(value: float) -> str:
-    """Three digits; powers of ten only where decimals would be many."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
-    if abs(value) < 1e-4:
-        return f"{value:.1e}"
-    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """What an evaluation found, as plain data: the rows of a table, and where they come from."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,6 +68,15 @@ class Report(NamedTuple):
 def heading(column: str) -> str:
     """What a column is called in tables and figures."""
     return HEADINGS.get(column, column.replace("_", " "))
+
+
+def number(value: float) -> str:
+    """Three digits; powers of ten only where decimals would be many."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    if abs(value) < 1e-4:
+        return f"{value:.1e}"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
 def of_kind(rows: Sequence[Row], kind: str) -> list[Row]:

@@ -1,0 +1,77 @@
+"""Speed of an experiment: compile seconds, ms per training step, images per second of each sampler, memory."""
+
+import os
+import resource
+import time
+
+import jax
+import numpy as np
+
+from fastdiff_jax import rng
+from fastdiff_jax.metrics import timing
+from fastdiff_jax.runtime import commands, compile, generate, progress
+from fastdiff_jax.runtime import mesh as meshes
+from fastdiff_jax.runtime.assemble import Job, assemble
+from fastdiff_jax.runtime.experiment import Experiment
+from fastdiff_jax.types import Frozen, Params, PyTree
+
+
+def run(run: Experiment, steps: int) -> None:
+    """Prints the measurements, one a line. Raises: ValueError if the batch does not divide over the devices."""
+    job, mesh = assemble(run.config, outline=True), meshes.make(run.config.mesh)
+    batch_size = run.config.train.batch_size
+    meshes.check_divides(batch_size, mesh)
+    progress.say(
+        f"{run.name}: {mesh.size} {jax.devices()[0].device_kind} device(s), {os.cpu_count()} host cores, "
+        f"XLA_FLAGS={os.environ.get('XLA_FLAGS', '')!r}"
+    )
+    frozen, initial = map(noise, commands.basis_shapes(job))
+    weights = training(job, frozen, initial, batch_size, steps, mesh)
+    for name, sampler in job.method.samplers.items():
+        size = run.config.evaluation.batch_size
+        maker = generate.generator(sampler, weights, frozen, job.classes, size, mesh)
+        indices, labels = np.arange(size), np.zeros(size, np.int32)
+        speed = timing.per_image(maker.batch, 0, indices, labels, images=size, repeats=5)
+        progress.say(
+            f"sampler {name}: {sampler.nfe} NFE, compile {maker.compile_seconds:.1f} s, "
+            f"{speed.median:.3g} ms/image (best {speed.best:.3g}), {1e3 / speed.median:.4g} images/s"
+        )
+    progress.say(f"peak memory: {peak_bytes() / 2**20:.0f} MiB")
+
+
+def training(job: Job, frozen: Frozen, initial: Frozen, batch_size: int, steps: int, mesh) -> Params:
+    """Times the training step; returns the weights after it."""
+    layout = meshes.shardings(commands.state_shapes(job), meshes.DEFAULT, mesh)
+    frozen_layout, basis = meshes.shardings(frozen, meshes.DEFAULT, mesh), frozen | initial
+    create = compile.initial_state(job.method, layout, meshes.shardings(basis, meshes.DEFAULT, mesh), mesh)
+    state, frozen = create(rng.root(0, "init"), basis), jax.device_put(frozen, frozen_layout)
+    step, key = compile.train_step(job.method, layout, frozen_layout, mesh), rng.root(0, "train")
+    local = batch_size // jax.process_count()
+    image = np.random.default_rng(0).uniform(-1, 1, (local, *job.parts.shape)).astype(np.float32)
+    label = np.resize(np.arange(max(job.classes, 1), dtype=np.int32), local)
+    batch, variant = meshes.place({"image": image, "label": label}, mesh), job.method.variant(0, 0)
+    begun = time.perf_counter()
+    step = step.lower(state, frozen, batch, key, variant).compile()
+    compiled, seconds = time.perf_counter() - begun, []
+    for number in range(steps + 1):
+        begun = time.perf_counter()
+        state, _ = jax.block_until_ready(step(state, frozen, batch, jax.random.fold_in(key, number)))
+        seconds.append(time.perf_counter() - begun)
+    ms = 1e3 * np.array(seconds[1:])
+    progress.say(
+        f"training step of {batch_size}: compile {compiled:.1f} s, {np.median(ms):.1f} ms (best {ms.min():.1f}, "
+        f"{len(ms)} steps), {1e3 * batch_size / np.median(ms):.4g} images/s"
+    )
+    return job.method.weights(state)
+
+
+def noise(shapes: PyTree) -> PyTree:
+    """Small values in the shapes of weight trees."""
+    generator = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: (0.02 * generator.standard_normal(leaf.shape)).astype(leaf.dtype), shapes)
+
+
+def peak_bytes() -> int:
+    """The most memory in use so far: of the first accelerator, or of this process on the CPU."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    return statistics.get("peak_bytes_in_use") or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,0 +1,20 @@
+"""Measures an experiment on this machine: compile time, ms per training step, images/s sampled, peak memory.
+
+    python launch/benchmark.py --config configs/sid_digits.py [--steps 20] [--workdir DIR]
+
+Weights are fresh (a student's teacher too): speed does not depend on them, and nothing is trained or written.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # config files import configs.common
+
+from fastdiff_jax.runtime import backend
+
+backend.setup()  # before anything computes
+
+from fastdiff_jax.runtime import command_line
+
+if __name__ == "__main__":
+    sys.exit(command_line.benchmark(sys.argv))

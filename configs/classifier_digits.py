@@ -8,7 +8,9 @@ def get_config(arg="full"):
     given = common.words(arg)
     config = common.base()
     config.data = dict(name="digits")
-    config.models = dict(classifier=dict(network=dict(name="classifier"), precond=dict(name="identity")))
+    config.models = dict(
+        classifier=dict(network=dict(name="classifier"), precond=dict(name="identity"))
+    )
     config.method = dict(name="classifier", noise=0.1, shift=1)
     config.optimizers = dict(classifier=dict(name="adamw", learning_rate=2e-3, decay="cosine"))
     config.train.update(batch_size=128, steps=600, log_every=50, save_every=300)

@@ -2,7 +2,8 @@
 
 from ml_collections import ConfigDict
 
-DIGITS_NET = "f8b0a68abfb57ceb5eee6aef0a129cb69e844fbb6b1e59f9a53076086c326db5"  # sha256 of the weights that configs/classifier_digits.py trained
+# sha256 of the digits feature net, which configs/classifier_digits.py trained.
+DIGITS_NET = "f8b0a68abfb57ceb5eee6aef0a129cb69e844fbb6b1e59f9a53076086c326db5"
 
 
 def words(arg: str, *known: str) -> set[str]:
@@ -10,7 +11,9 @@ def words(arg: str, *known: str) -> set[str]:
     given = {word for word in arg.split(",") if word}
     unknown = sorted(given - {*known, "full", "smoke"})
     if unknown:
-        raise ValueError(f"argument {arg!r}: unknown {', '.join(unknown)}; known: {', '.join(('full', 'smoke', *known))}")
+        raise ValueError(
+            f"argument {arg!r}: unknown {', '.join(unknown)}; known: {', '.join(('full', 'smoke', *known))}"
+        )
     return given
 
 
@@ -24,21 +27,32 @@ def base() -> ConfigDict:
     """Sections that every experiment has; data, models, method and optimizers are its own."""
     config = ConfigDict()
     config.seed = 0
-    config.teacher = ""  # config of the teacher, "edm_digits" or "edm_digits:smoke"; trained first if need be
+    config.teacher = (
+        ""  # config of the teacher, "edm_digits" or "edm_digits:smoke"; trained first if need be
+    )
     config.init_from = ""  # config whose finished weights training starts from
     config.schedule = dict(name="polynomial", sigma_min=0.002, sigma_max=80.0, rho=7.0)
     config.mesh = dict(data=-1, fsdp=1)  # -1: all devices that are left
     config.train = dict(
-        batch_size=128, steps=1000, log_every=25, save_every=250, keep=2, milestones=0, patience=3, writers=("jsonl",)
+        batch_size=128,
+        steps=1000,
+        log_every=25,
+        save_every=250,
+        keep=2,
+        milestones=0,
+        patience=3,
+        writers=("jsonl",),
     )
     config.evaluation = evaluation()
     return config
 
 
 def evaluation(**changes) -> ConfigDict:
-    """How a finished run is measured: `kind` of report, `panel` of measures, images a sampler, sampling seeds."""
+    """How a finished run is measured: kind of report, panel of measures, images, sampling seeds."""
     panel = dict(name="images", features=dict(px=dict(name="pixels")), manifold="", nearest=True)
-    settings = dict(kind="samples", panel=panel, num=1024, batch_size=512, seeds=(0, 1, 2), teacher_samplers={})
+    settings = dict(
+        kind="samples", panel=panel, num=1024, batch_size=512, seeds=(0, 1, 2), teacher_samplers={}
+    )
     return ConfigDict(settings | changes)
 
 
@@ -54,18 +68,22 @@ def usual_samplers() -> dict:
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
-    """The same experiment in seconds: narrow networks, a few steps; proves that it runs, not that it is good."""
+    """The same experiment in seconds, narrow and short: proves that it runs, not that it is good."""
     config.train.update(batch_size=16, steps=6, log_every=2, save_every=3)
     config.evaluation.update(num=64, batch_size=32, seeds=(0,))
     for model in config.models.values():
         if "network" in model and model.network.name == "song":
-            model.network.update(model_channels=16, channel_mult=(1, 1), num_blocks=1, attn_resolutions=())
+            model.network.update(
+                model_channels=16, channel_mult=(1, 1), num_blocks=1, attn_resolutions=()
+            )
     return config
 
 
 def digits_panel(config: ConfigDict) -> None:
     """Adds the digits' feature net: distances in its 64 hidden units (ft), precision and recall there."""
-    config.evaluation.panel.features.ft = dict(name="classifier", weights="digits", sha256=DIGITS_NET)
+    config.evaluation.panel.features.ft = dict(
+        name="classifier", weights="digits", sha256=DIGITS_NET
+    )
     config.evaluation.panel.manifold = "ft"
 
 
@@ -77,4 +95,6 @@ def lab_data(dim: int) -> dict:
 
 def lab_network() -> dict:
     """A small MLP denoiser with EDM's preconditioning."""
-    return dict(network=dict(name="mlp", hidden=(128, 128, 128)), precond=dict(name="edm", sigma_data=0.7))
+    return dict(
+        network=dict(name="mlp", hidden=(128, 128, 128)), precond=dict(name="edm", sigma_data=0.7)
+    )

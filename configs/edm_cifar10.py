@@ -12,12 +12,14 @@ def get_config(arg="full"):
     config = common.base()
     config.data = dict(name="tfds", dataset="cifar10", conditional="cond" in given)
     network = dict(
-        name="song", model_channels=128, channel_mult=(2, 2, 2), num_blocks=4, attn_resolutions=(16,), dropout=0.13,
-        augment_dim=9, dtype="float32",
+        name="song", model_channels=128, channel_mult=(2, 2, 2), num_blocks=4, attn_resolutions=(16,),
+        dropout=0.13, augment_dim=9, dtype="float32",
     )  # fmt: skip
     config.models = dict(student=dict(network=network, precond=dict(name="edm", sigma_data=0.5)))
     config.objective = dict(name="edm", p_mean=-1.2, p_std=1.2, sigma_data=0.5)
-    config.method = dict(name="teacher", ema_half_life=500e3, ema_ramp=0.05, label_dropout=0.0, accumulation=1)
+    config.method = dict(
+        name="teacher", ema_half_life=500e3, ema_ramp=0.05, label_dropout=0.0, accumulation=1
+    )
     config.method.samplers = common.usual_samplers()
     config.optimizers = dict(student=dict(name="adam", learning_rate=1e-3, ramp_images=10e6))
     config.train.update(batch_size=512, steps=200_000_000 // 512, log_every=100, save_every=5000)

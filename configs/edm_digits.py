@@ -4,7 +4,7 @@ from configs import common
 
 
 def get_config(arg="full"):
-    """Class-conditional DDPM++ on 8x8 digits: 32 channels at 8x8 and 4x4, 309,697 parameters, 1300 steps of 128."""
+    """Class-conditional DDPM++ of 309,697 parameters on 8x8 images: 1300 steps of 128."""
     given = common.words(arg)
     config = common.base()
     config.data = dict(name="digits")
@@ -12,11 +12,23 @@ def get_config(arg="full"):
         name="song", model_channels=32, channel_mult=(1, 1), num_blocks=1, attn_resolutions=(4,), dropout=0.0,
         dtype="float32",
     )  # fmt: skip
-    config.models = dict(student=dict(network=network, precond=dict(name="edm", sigma_data=0.75)))  # data: 0.752
+    config.models = dict(
+        student=dict(network=network, precond=dict(name="edm", sigma_data=0.75))
+    )  # data: 0.752
     config.objective = dict(name="edm", p_mean=-0.8, p_std=1.2, sigma_data=0.75)  # ours
-    config.method = dict(name="teacher", ema_half_life=20e3, ema_ramp=0.05, label_dropout=0.0, accumulation=1)
+    config.method = dict(
+        name="teacher", ema_half_life=20e3, ema_ramp=0.05, label_dropout=0.0, accumulation=1
+    )
     config.method.samplers = common.usual_samplers()
-    adam = dict(name="adam", learning_rate=2e-3, b1=0.9, b2=0.99, ramp_images=6400.0, decay="cosine", final=0.02)
+    adam = dict(
+        name="adam",
+        learning_rate=2e-3,
+        b1=0.9,
+        b2=0.99,
+        ramp_images=6400.0,
+        decay="cosine",
+        final=0.02,
+    )
     config.optimizers = dict(student=adam)  # ours
     config.train.update(batch_size=128, steps=1300, log_every=25, save_every=325)
     config.evaluation.update(num=1797, batch_size=600)

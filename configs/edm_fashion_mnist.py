@@ -8,15 +8,21 @@ def get_config(arg="full"):
     given = common.words(arg, "16")
     small = "16" in given
     config = common.base()
-    config.data = dict(name="tfds", dataset="fashion_mnist", size=16 if small else 32, in_memory=True)
+    config.data = dict(
+        name="tfds", dataset="fashion_mnist", size=16 if small else 32, in_memory=True
+    )
     network = dict(
         name="song", model_channels=32 if small else 64, channel_mult=(1, 2) if small else (1, 2, 2),
         num_blocks=1 if small else 2, attn_resolutions=(8,) if small else (16,), dropout=0.0 if small else 0.1,
         dtype="float32",
     )  # fmt: skip
     config.models = dict(student=dict(network=network, precond=dict(name="edm", sigma_data=0.65)))
-    config.objective = dict(name="edm", p_mean=-1.0, p_std=1.2, sigma_data=0.65)  # ours; the data's std is 0.63 at 16 pixels, 0.67 at 32
-    config.method = dict(name="teacher", ema_half_life=50e3, ema_ramp=0.05, label_dropout=0.0, accumulation=1)
+    config.objective = dict(
+        name="edm", p_mean=-1.0, p_std=1.2, sigma_data=0.65
+    )  # ours; std is 0.63 at 16, 0.67 at 32
+    config.method = dict(
+        name="teacher", ema_half_life=50e3, ema_ramp=0.05, label_dropout=0.0, accumulation=1
+    )
     config.method.samplers = common.usual_samplers()
     steps = 4000 if small else 40000
     adam = dict(name="adam", learning_rate=1e-3, ramp_images=25600.0, decay="cosine", final=0.02)

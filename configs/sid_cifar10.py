@@ -4,7 +4,7 @@ from configs import common
 
 
 def get_config(arg="full"):
-    """One-step generator, 500 million images (`:cond`: 800), batch 256, Adam(0, 0.999) at 1e-5. For accelerators.
+    """One-step generator: 500 million images (`:cond`: 800), Adam(0, 0.999) at 1e-5. For accelerators.
 
     Published: FID 1.923 at 1 NFE (unconditional), 1.710 (conditional) (arXiv:2404.04057).
     """

@@ -8,7 +8,9 @@ def get_config(arg="full"):
     given = common.words(arg, "16")
     small = "16" in given
     config = common.base()
-    config.data = dict(name="tfds", dataset="fashion_mnist", size=16 if small else 32, in_memory=True)
+    config.data = dict(
+        name="tfds", dataset="fashion_mnist", size=16 if small else 32, in_memory=True
+    )
     config.teacher = "edm_fashion_mnist" + common.joined(given, "16")
     config.models = {role: dict(like="teacher") for role in ("teacher", "generator", "fake")}
     config.objective = dict(name="edm", p_mean=-1.0, p_std=1.2, sigma_data=0.65)  # as the teacher's
@@ -17,7 +19,9 @@ def get_config(arg="full"):
         ema_half_life=10e3 if small else 100e3, ema_ramp=0.05,
     )  # fmt: skip
     rate = 3e-4 if small else 5e-5  # ours
-    adam = dict(name="adam", learning_rate=rate, b1=0.0, b2=0.999, eps=1e-8, decay="cosine", final=0.05)
+    adam = dict(
+        name="adam", learning_rate=rate, b1=0.0, b2=0.999, eps=1e-8, decay="cosine", final=0.05
+    )
     config.optimizers = dict(generator=adam, fake=dict(adam))
     config.train.update(batch_size=64, steps=2000 if small else 40000, log_every=50, save_every=500)
     config.evaluation.update(num=10000, batch_size=500, teacher_samplers=common.usual_samplers())

@@ -34,7 +34,9 @@ def value_and_grad(loss: Callable[..., tuple[Array, PyTree]], params: Params, sa
         return gradient(params, part, key)
 
     # Strided slices, not blocks: each round then takes an equal share of every device's rows.
-    parts = jax.tree.map(lambda a: a.reshape(size // rounds, rounds, *a.shape[1:]).swapaxes(0, 1), samples)
+    parts = jax.tree.map(
+        lambda a: a.reshape(size // rounds, rounds, *a.shape[1:]).swapaxes(0, 1), samples
+    )
     if jax.default_backend() == "cpu" if unroll is None else unroll:
         results = [one(i, jax.tree.map(lambda a, i=i: a[i], parts)) for i in range(rounds)]
         grads, aux = jax.tree.map(lambda *leaves: sum(leaves), *results)

@@ -26,18 +26,25 @@ def lognormal(mean: float = -1.2, std: float = 1.2) -> Levels:
     return Levels(jax.random.normal, lambda r: jnp.exp(mean + std * r))
 
 
-def karras(t_max: float = 800.0, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Levels:
+def karras(
+    t_max: float = 800.0, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+) -> Levels:
     """EDM's sampling curve, read at a uniform index and cut at t_max of 1000.
 
-        sigma = (sigma_max^(1/rho) + (1 - tau) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho,    tau = u t_max / 1000
+        sigma = (sigma_max^(1/rho) + (1 - tau) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho
+        tau = u t_max / 1000
 
     tau = 0 is sigma_min. SiD's generator law (arXiv:2404.04057): tau = 0.8 ends it at 24.41.
     Raises: ValueError if t_max is outside (0, 1000].
     """
     if not 0 < t_max <= 1000:
-        raise ValueError(f"t_max counts thousandths of the noise curve, so 0 < t_max <= 1000; got {t_max}.")
+        raise ValueError(
+            f"t_max counts thousandths of the noise curve, so 0 < t_max <= 1000; got {t_max}."
+        )
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    return Levels(jax.random.uniform, lambda u: (high + (1 - u * (t_max / 1000)) * (low - high)) ** rho)
+    return Levels(
+        jax.random.uniform, lambda u: (high + (1 - u * (t_max / 1000)) * (low - high)) ** rho
+    )
 
 
 def vp_time(beta_d: float = 19.9, beta_min: float = 0.1, eps: float = 1e-5) -> Levels:

@@ -15,7 +15,9 @@ from fastdiff_jax.types import Array, Denoiser, Draws, Key, expand
 class Objective(NamedTuple):
     """A training loss with its random numbers apart."""
 
-    draw: Callable[[Key, tuple[int, ...]], Draws]  # (key, (B,...)) -> {"level": (B,), "noise": (B,...)}
+    draw: Callable[
+        [Key, tuple[int, ...]], Draws
+    ]  # (key, (B,...)) -> {"level": (B,), "noise": (B,...)}
     loss: Callable[..., Array]  # (denoise, x0 (B,...), draws, *, guard=False) -> unreduced (B,...)
 
 
@@ -51,7 +53,9 @@ def without_nan(*arrays: Array) -> tuple[Array, ...]:
 
 def edm(p_mean: float = -1.2, p_std: float = 1.2, sigma_data: float = 0.5) -> Objective:
     """Log-normal levels, weight (sigma^2 + sd^2) / (sigma sd)^2 (arXiv:2206.00364, Table 1)."""
-    return denoising(laws.lognormal(p_mean, p_std), lambda s: (s**2 + sigma_data**2) / (s * sigma_data) ** 2)
+    return denoising(
+        laws.lognormal(p_mean, p_std), lambda s: (s**2 + sigma_data**2) / (s * sigma_data) ** 2
+    )
 
 
 def vp(beta_d: float = 19.9, beta_min: float = 0.1, eps: float = 1e-5) -> Objective:

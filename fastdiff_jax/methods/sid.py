@@ -45,7 +45,9 @@ class State(NamedTuple):
 def build(config, parts: Parts) -> Method:
     """SiD as a method: fake score first, on its own draws, then the generator against the updated fake score.
 
-        G(z) = D_G(sigma_init z; sigma_init),    loss of G: identity.elements,    of the fake score: parts.objective
+        G(z) = D_G(sigma_init z; sigma_init)
+
+    The loss of G is `identity.elements`, that of the fake score `parts.objective` on generated images.
 
     Args:
       config: see `Options`.
@@ -68,16 +70,28 @@ def build(config, parts: Parts) -> Method:
         start = frozen.get("initial", frozen["teacher"])
         params, ema, psi = trees.copy(start), trees.copy(start), trees.copy(start)
         tx = parts.optimizers
-        return State(jnp.zeros((), jnp.int32), params, ema, tx["generator"].init(params), psi, tx["fake"].init(psi))
+        return State(
+            jnp.zeros((), jnp.int32),
+            params,
+            ema,
+            tx["generator"].init(params),
+            psi,
+            tx["fake"].init(psi),
+        )
 
     def draw(key, batch, variant):
         size = len(jax.tree.leaves(batch)[0])
         shape = (size, *parts.shape)
 
         def common(key):
-            draws = {"latents": jax.random.normal(stream(key, "latents"), shape), "dropout": stream(key, "dropout")}
+            draws = {
+                "latents": jax.random.normal(stream(key, "latents"), shape),
+                "dropout": stream(key, "dropout"),
+            }
             if parts.labels is not None:
-                draws["label"] = jax.random.categorical(stream(key, "label"), jnp.log(parts.labels), shape=(size,))
+                draws["label"] = jax.random.categorical(
+                    stream(key, "label"), jnp.log(parts.labels), shape=(size,)
+                )
             return draws
 
         def for_fake(key):
@@ -85,13 +99,20 @@ def build(config, parts: Parts) -> Method:
 
         def for_generator(key):
             level = law.draw(stream(key, "level"), (size,))
-            return common(key) | {"level": level, "noise": jax.random.normal(stream(key, "noise"), shape)}
+            return common(key) | {
+                "level": level,
+                "noise": jax.random.normal(stream(key, "noise"), shape),
+            }
 
         rounds = [for_fake(stream(key, f"fake {i}")) for i in range(config.fake_steps)]
         return {"fake": rounds, "generator": for_generator(stream(key, "generator"))}
 
     def condition(part):
-        return {} if parts.labels is None else {"label": jax.nn.one_hot(part["label"], len(parts.labels))}
+        return (
+            {}
+            if parts.labels is None
+            else {"label": jax.nn.one_hot(part["label"], len(parts.labels))}
+        )
 
     def fake_update(state, draws):
         size = len(draws["latents"])
@@ -100,10 +121,14 @@ def build(config, parts: Parts) -> Method:
             cond = condition(part)
             x = jax.lax.stop_gradient(generate(state.generator, part["latents"], cond))
             denoise = denoiser(fake, params, cond, dropout)
-            total = config.fake_scale * parts.objective.loss(denoise, x, part, guard=True).sum() / size
+            total = (
+                config.fake_scale * parts.objective.loss(denoise, x, part, guard=True).sum() / size
+            )
             return total, {"loss_fake": total}
 
-        return accumulation.value_and_grad(loss, state.fake, *apart(draws), rounds=config.accumulation)
+        return accumulation.value_and_grad(
+            loss, state.fake, *apart(draws), rounds=config.accumulation
+        )
 
     def generator_update(state, psi, frozen, draws):
         size = len(draws["latents"])
@@ -119,7 +144,9 @@ def build(config, parts: Parts) -> Method:
             gap = ((real - critic) ** 2).mean() * len(x) / size
             return total, {"loss_generator": total, "gap": gap}
 
-        return accumulation.value_and_grad(loss, state.generator, *apart(draws), rounds=config.accumulation)
+        return accumulation.value_and_grad(
+            loss, state.generator, *apart(draws), rounds=config.accumulation
+        )
 
     def update(state, frozen, batch, draws, variant):
         size = len(draws["generator"]["latents"])
@@ -129,12 +156,16 @@ def build(config, parts: Parts) -> Method:
             updates, fake_opt = parts.optimizers["fake"].update(grads, fake_opt, psi)
             psi = optax.apply_updates(psi, updates)
         metrics, grads = generator_update(state, psi, frozen, draws["generator"])
-        updates, opt = parts.optimizers["generator"].update(grads, state.generator_opt, state.generator)
+        updates, opt = parts.optimizers["generator"].update(
+            grads, state.generator_opt, state.generator
+        )
         params = optax.apply_updates(state.generator, updates)
         images = trees.images_seen(state.step, size, config.start_images)
         beta = trees.half_life_beta(images, size, config.ema_half_life, config.ema_ramp)
         ema = trees.ema(state.ema, params, beta)
-        return State(state.step + 1, params, ema, opt, psi, fake_opt), fake_metrics | metrics | {"ema_beta": beta}
+        return State(state.step + 1, params, ema, opt, psi, fake_opt), fake_metrics | metrics | {
+            "ema_beta": beta
+        }
 
     def sample(params, frozen, keys, cond):
         return generate(params, normal_per_image(keys, parts.shape), cond)

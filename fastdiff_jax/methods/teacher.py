@@ -61,7 +61,9 @@ def build(config, parts: Parts) -> Method:
         draws = dict(objective.draw(key, batch["image"].shape), dropout=stream(key, "dropout"))
         if parts.labels is not None:
             size = batch["image"].shape[:1]
-            draws["label_kept"] = jax.random.uniform(stream(key, "label"), size) >= config.label_dropout
+            draws["label_kept"] = (
+                jax.random.uniform(stream(key, "label"), size) >= config.label_dropout
+            )
         return draws
 
     def update(state, frozen, batch, draws, variant):

@@ -41,10 +41,10 @@ class ImageSettings(NamedTuple):
 def images(config, data: Data) -> Panel:
     """Frechet distances by feature net, precision and recall, classifier agreement, class shares, copies.
 
-    Columns: one a feature net (its FD to the whole reference set); precision, recall, density, coverage; agreement
-    (share of samples that the classifier gives the asked label), share_min and share_max (smallest and largest
-    class share by that classifier); nn (median pixel distance to the nearest TRAINING image), copies (share below
-    `close`). Samples are compared as stored, so after the same quantiser as the data.
+    Columns: one a feature net (its FD to the whole reference set); precision, recall, density,
+    coverage; agreement (share of samples that the classifier gives the asked label), share_min and
+    share_max (smallest and largest class share by that classifier); nn (median pixel distance to the
+    nearest TRAINING image), copies (share below `close`). Samples are compared as stored, so after the same quantiser as the data.
     """
     settings = registry.options(ImageSettings, config, "panel images")
     nets = {
@@ -119,7 +119,9 @@ def exact_mixture(config, data: Data) -> Panel:
         rows = np.random.default_rng(seed).permutation(len(data.reference["image"]))[:num]
         return mixture.compare(data.reference["image"][rows], data.exact)
 
-    return Panel(measure, floor, {}, ("mmd2_rbf", "covariance_error", "mean_error"), "exact samples")
+    return Panel(
+        measure, floor, {}, ("mmd2_rbf", "covariance_error", "mean_error"), "exact samples"
+    )
 
 
 PANELS: dict[str, Callable[[Any, Data], Panel]] = {"images": images, "mixture": exact_mixture}

@@ -34,13 +34,17 @@ def assemble(config: ConfigDict, outline: bool = False) -> Job:
     data = data_set(config, outline)
     classes = data.classes if config.data.get("conditional", True) else 0
     labels = shares(data) if classes else None
-    models = {role: model(request, config, data.shape, classes) for role, request in config.models.items()}
+    models = {
+        role: model(request, config, data.shape, classes) for role, request in config.models.items()
+    }
     train, method = config.train, config.method
     images = float(train.steps * train.batch_size)
     parts = Parts(
         models=models,
         optimizers={
-            role: optimizers.build(request, train.batch_size, images, method.get("start_images", 0.0))
+            role: optimizers.build(
+                request, train.batch_size, images, method.get("start_images", 0.0)
+            )
             for role, request in config.optimizers.items()
         },
         shape=data.shape,
@@ -50,7 +54,14 @@ def assemble(config: ConfigDict, outline: bool = False) -> Job:
     )
     build = registry.load("methods", method.name)
     prerequisites = {"teacher": config.get("teacher"), "initial": config.get("init_from")}
-    return Job(config, data, classes, parts, build(method.to_dict(), parts), {k: v for k, v in prerequisites.items() if v})
+    return Job(
+        config,
+        data,
+        classes,
+        parts,
+        build(method.to_dict(), parts),
+        {k: v for k, v in prerequisites.items() if v},
+    )
 
 
 def data_set(config: ConfigDict, outline: bool = False) -> Data:
@@ -76,10 +87,14 @@ def model(request, config: ConfigDict, shape: tuple[int, ...], classes: int) -> 
     request = request.to_dict()
     if "like" in request:
         if not config.get("teacher"):
-            raise ValueError("a model is like the teacher's, but the config names no teacher; set config.teacher.")
+            raise ValueError(
+                "a model is like the teacher's, but the config names no teacher; set config.teacher."
+            )
         models = experiment.load(config.teacher).models
         if "student" not in models:
-            raise ValueError(f"config.teacher {config.teacher!r} trains {', '.join(models)}, no denoiser; name a teacher's config.")
+            raise ValueError(
+                f"config.teacher {config.teacher!r} trains {', '.join(models)}, no denoiser; name a teacher's config."
+            )
         original = models.student.to_dict()
         request = {key: {**original[key], **request.get(key, {})} for key in ("network", "precond")}
     options = request["network"]

@@ -39,11 +39,15 @@ def run(run: Experiment, steps: int) -> None:
     progress.say(f"peak memory: {peak_bytes() / 2**20:.0f} MiB")
 
 
-def training(job: Job, frozen: Frozen, initial: Frozen, batch_size: int, steps: int, mesh) -> Params:
+def training(
+    job: Job, frozen: Frozen, initial: Frozen, batch_size: int, steps: int, mesh
+) -> Params:
     """Times the training step; returns the weights after it."""
     layout = meshes.shardings(commands.state_shapes(job), meshes.DEFAULT, mesh)
     frozen_layout, basis = meshes.shardings(frozen, meshes.DEFAULT, mesh), frozen | initial
-    create = compile.initial_state(job.method, layout, meshes.shardings(basis, meshes.DEFAULT, mesh), mesh)
+    create = compile.initial_state(
+        job.method, layout, meshes.shardings(basis, meshes.DEFAULT, mesh), mesh
+    )
     state, frozen = create(rng.root(0, "init"), basis), jax.device_put(frozen, frozen_layout)
     step, key = compile.train_step(job.method, layout, frozen_layout, mesh), rng.root(0, "train")
     local = batch_size // jax.process_count()
@@ -55,11 +59,14 @@ def training(job: Job, frozen: Frozen, initial: Frozen, batch_size: int, steps: 
     compiled, seconds = time.perf_counter() - begun, []
     for number in range(steps + 1):
         begun = time.perf_counter()
-        state, _ = jax.block_until_ready(step(state, frozen, batch, jax.random.fold_in(key, number)))
+        state, _ = jax.block_until_ready(
+            step(state, frozen, batch, jax.random.fold_in(key, number))
+        )
         seconds.append(time.perf_counter() - begun)
     ms = 1e3 * np.array(seconds[1:])
     progress.say(
-        f"training step of {batch_size}: compile {compiled:.1f} s, {np.median(ms):.1f} ms (best {ms.min():.1f}, "
+        f"training step of {batch_size}: compile {compiled:.1f} s, "
+        f"{np.median(ms):.1f} ms (best {ms.min():.1f}, "
         f"{len(ms)} steps), {1e3 * batch_size / np.median(ms):.4g} images/s"
     )
     return job.method.weights(state)
@@ -68,10 +75,15 @@ def training(job: Job, frozen: Frozen, initial: Frozen, batch_size: int, steps: 
 def noise(shapes: PyTree) -> PyTree:
     """Small values in the shapes of weight trees."""
     generator = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: (0.02 * generator.standard_normal(leaf.shape)).astype(leaf.dtype), shapes)
+    return jax.tree.map(
+        lambda leaf: (0.02 * generator.standard_normal(leaf.shape)).astype(leaf.dtype), shapes
+    )
 
 
 def peak_bytes() -> int:
     """The most memory in use so far: of the first accelerator, or of this process on the CPU."""
     statistics = jax.local_devices()[0].memory_stats() or {}
-    return statistics.get("peak_bytes_in_use") or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return (
+        statistics.get("peak_bytes_in_use")
+        or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    )

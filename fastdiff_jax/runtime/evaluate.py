@@ -1,4 +1,4 @@
-"""A finished run's measurement: sampled and compared with the data, or, for a feature net, tested and exported."""
+"""How a finished run is measured: a sampler against the data, a feature net on held-out images."""
 
 import hashlib
 import math
@@ -10,7 +10,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fastdiff_jax.metrics import features, panels, samples
-from fastdiff_jax.runtime import checkpoint, experiment, files, generate, progress, report, results, sessions
+from fastdiff_jax.runtime import (
+    checkpoint,
+    experiment,
+    files,
+    generate,
+    progress,
+    report,
+    results,
+    sessions,
+)
 from fastdiff_jax.runtime import mesh as meshes
 from fastdiff_jax.runtime.assemble import Job
 from fastdiff_jax.runtime.experiment import Experiment
@@ -24,7 +33,9 @@ def by_samples(run: Experiment, job: Job, weights: Params, frozen: Frozen, mesh:
     panel = panels.build(settings.panel.to_dict(), data)
     plan = [(name, sampler, results.TRAINED) for name, sampler in job.method.samplers.items()]
     if "teacher" in job.parts.models:
-        plan += [(name, sampler, results.TEACHER) for name, sampler in teacher_samplers(job).items()]
+        plan += [
+            (name, sampler, results.TEACHER) for name, sampler in teacher_samplers(job).items()
+        ]
     else:  # a teacher's own report compares its samplers
         plan = [(name, sampler, results.TEACHER) for name, sampler, _ in plan]
     floors = spread([panel.floor(settings.num, seed) for seed in range(3)])
@@ -72,12 +83,21 @@ def row(name: str, sampler: Sampler, kind: str, weights: Params, frozen: Frozen,
 
 def spread(sets: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
     """Mean and standard deviation by column (that of the sets themselves, so zero for one)."""
-    return {key: (float(np.mean([s[key] for s in sets])), float(np.std([s[key] for s in sets]))) for key in sets[0]}
+    return {
+        key: (float(np.mean([s[key] for s in sets])), float(np.std([s[key] for s in sets])))
+        for key in sets[0]
+    }
 
 
 def lineage(run: Experiment, job: Job) -> list[Experiment]:
     """The run and the experiments that it builds on."""
-    return [run, *(experiment.prerequisite(reference, run.workdir) for reference in job.prerequisites.values())]
+    return [
+        run,
+        *(
+            experiment.prerequisite(reference, run.workdir)
+            for reference in job.prerequisites.values()
+        ),
+    ]
 
 
 def curves(run: Experiment, job: Job) -> dict:
@@ -85,7 +105,9 @@ def curves(run: Experiment, job: Job) -> dict:
     return {one.name: one.workdir / "metrics.jsonl" for one in lineage(run, job)}
 
 
-def provenance(run: Experiment, job: Job, panel: panels.Panel, seconds: float) -> results.Provenance:
+def provenance(
+    run: Experiment, job: Job, panel: panels.Panel, seconds: float
+) -> results.Provenance:
     """Where the numbers of a report come from."""
     settings, runs = run.config.evaluation, lineage(run, job)
     products = {one.name: checkpoint.product(one.workdir) for one in runs}
@@ -98,7 +120,8 @@ def provenance(run: Experiment, job: Job, panel: panels.Panel, seconds: float) -
         seeds=tuple(settings.seeds),
         quantiser=job.data.encode.__doc__.splitlines()[0],
         steps={name: product.step for name, product in products.items()},
-        seconds={f"training {one.name}": sessions.seconds(one.workdir) for one in runs} | {"evaluation": seconds},
+        seconds={f"training {one.name}": sessions.seconds(one.workdir) for one in runs}
+        | {"evaluation": seconds},
         more={
             "training_seed": run.config.seed,
             "weights": {name: product.fingerprint for name, product in products.items()},
@@ -107,16 +130,23 @@ def provenance(run: Experiment, job: Job, panel: panels.Panel, seconds: float) -
 
 
 def by_held_out(run: Experiment, job: Job, weights: Params, frozen: Frozen, mesh: Mesh) -> None:
-    """Tests a feature net on held-out images and writes its weight file, features.safetensors, and report.md."""
+    """Tests a feature net on held-out images; writes its weights, features.safetensors, and report.md."""
     del frozen, mesh
     held_out = job.data.reference["split"] == 1
     request = run.config.models.classifier.network.to_dict()
     network = job.parts.models["classifier"].network
     levels = np.zeros(held_out.sum(), np.float32)
-    logits = jax.jit(network.apply)(weights, job.data.decode(job.data.reference["image"][held_out]), levels, {})
+    logits = jax.jit(network.apply)(
+        weights, job.data.decode(job.data.reference["image"][held_out]), levels, {}
+    )
     accuracy = samples.agreement(np.asarray(logits), job.data.reference["label"][held_out])
     about = features.metadata(
-        request, job.data.shape, job.classes, data=job.data.name, fingerprint=job.data.fingerprint, accuracy=accuracy
+        request,
+        job.data.shape,
+        job.classes,
+        data=job.data.name,
+        fingerprint=job.data.fingerprint,
+        accuracy=accuracy,
     )
     content = features.serialise(weights, about)
     files.write(run.workdir / "features.safetensors", content)

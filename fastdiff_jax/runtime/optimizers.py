@@ -23,7 +23,8 @@ def learning_rate(images: Array, *, base: float, ramp_images: float = 0.0, decay
         return base * ramp * jnp.ones_like(images)
     if decay != "cosine" or total_images <= 0:
         raise ValueError(
-            f"decay is 'constant', or 'cosine' over a positive number of images; got {decay!r} over {total_images}."
+            f"decay is 'constant', or 'cosine' over a positive number of images; "
+            f"got {decay!r} over {total_images}."
         )
     share = jnp.clip(images / total_images, 0.0, 1.0)
     return base * ramp * (final + (1 - final) * (1 + jnp.cos(jnp.pi * share)) / 2)
@@ -32,17 +33,21 @@ def learning_rate(images: Array, *, base: float, ramp_images: float = 0.0, decay
 def finite_gradients() -> optax.GradientTransformation:
     """NaN -> 0, +-inf -> +-1e5, elementwise: EDM's and SiD's last guard before Adam."""
     return optax.stateless(
-        lambda updates, _: jax.tree.map(lambda g: jnp.nan_to_num(g, nan=0.0, posinf=1e5, neginf=-1e5), updates)
+        lambda updates, _: jax.tree.map(
+            lambda g: jnp.nan_to_num(g, nan=0.0, posinf=1e5, neginf=-1e5), updates
+        )
     )
 
 
-def adam(rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
+def adam(
+    rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
+) -> optax.GradientTransformation:
     """Adam without weight decay."""
     return optax.adam(rate, b1=b1, b2=b2, eps=eps)
 
 
 def adamw(rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 1e-2):
-    """Adam with decoupled weight decay on kernels only: biases, scales and fixed frequencies keep their size."""
+    """Adam with decoupled weight decay, on kernels only: not on biases, scales or fixed frequencies."""
 
     def kernels(params):
         return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
@@ -53,7 +58,9 @@ def adamw(rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_de
 OPTIMIZERS = {"adam": adam, "adamw": adamw}
 
 
-def build(config, batch_size: int, total_images: float, start_images: float = 0.0) -> optax.GradientTransformation:
+def build(
+    config, batch_size: int, total_images: float, start_images: float = 0.0
+) -> optax.GradientTransformation:
     """The optimizer that `config.name` asks for.
 
     Args:

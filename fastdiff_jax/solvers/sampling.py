@@ -9,21 +9,29 @@ from fastdiff_jax.types import Model, Sampler, Schedule
 
 
 def samplers(
-    requests: Mapping[str, Mapping], model: Model, schedule: Schedule, shape: tuple[int, ...], weights: str | None = None
+    requests: Mapping[str, Mapping],
+    model: Model,
+    schedule: Schedule,
+    shape: tuple[int, ...],
+    weights: str | None = None,
 ) -> dict[str, Sampler]:
     """Samplers of one model by their names in the report.
 
     Args:
       requests: {report name: {"name": solver, "nfe": network calls, ...options of `named.sampler`}}.
       schedule: N -> (N+1,) noise levels.
-      weights: None to sample the params, or the name of the frozen tree to sample instead (a student's teacher).
+      weights: name of the frozen tree to sample (a student's teacher); None for the params.
     Raises: ValueError for unknown solvers, and calls that a solver cannot make.
     """
 
     def one(request):
         settings = dict(request)
         solver = named.sampler(
-            settings.pop("name"), settings.pop("nfe"), schedule=schedule, precond=model.precond, **settings
+            settings.pop("name"),
+            settings.pop("nfe"),
+            schedule=schedule,
+            precond=model.precond,
+            **settings,
         )
 
         def generate(params, frozen, keys, cond):

@@ -1,4 +1,4 @@
-"""EDM's training loop through `Method.update`: learning rates, EMA, and six steps, one with broken gradients."""
+"""EDM's training loop through `Method.update`: rates, EMA, and steps, one with broken gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,10 @@ def replay(golden):
 
 
 def replay_schedules(golden):
-    cfg, images = golden.config("sched/cfg"), jnp.asarray(golden.input("sched/cur_nimg"), jnp.float64)
+    cfg, images = (
+        golden.config("sched/cfg"),
+        jnp.asarray(golden.input("sched/cur_nimg"), jnp.float64),
+    )
     ramp, half_life = 1000.0 * cfg["lr_rampup_kimg"], 1000.0 * cfg["ema_halflife_kimg"]
     golden.check("sched/lr", optimizers.learning_rate(images, base=cfg["lr"], ramp_images=ramp))
     for key, share in (("ema_beta", cfg["ema_rampup_ratio"]), ("ema_beta_norampup", None)):
@@ -31,20 +34,40 @@ def replay_loop(golden):
     cfg, params = golden.config("loop/cfg"), toys.parameters(golden, "loop/init/")
     steps = sorted(int(key.split("/")[1]) for key in golden.keys("loop/") if key.endswith("/rnd"))
     (b1, b2), batch = cfg["betas"], cfg["batch_size"]
-    request = dict(name="adam", learning_rate=cfg["lr"], ramp_images=1000.0 * cfg["lr_rampup_kimg"], b1=b1, b2=b2, eps=cfg["eps"])
+    request = dict(
+        name="adam",
+        learning_rate=cfg["lr"],
+        ramp_images=1000.0 * cfg["lr_rampup_kimg"],
+        b1=b1,
+        b2=b2,
+        eps=cfg["eps"],
+    )
     tx = optax.chain(broken_at(cfg["nan_step"]), optimizers.build(request, batch, 0.0))
     settings = dict(
-        ema_half_life=1000.0 * cfg["ema_halflife_kimg"], ema_ramp=cfg["ema_rampup_ratio"], loss_scale=cfg["loss_scaling"]
+        ema_half_life=1000.0 * cfg["ema_halflife_kimg"],
+        ema_ramp=cfg["ema_rampup_ratio"],
+        loss_scale=cfg["loss_scaling"],
     )
     size = len(params["W1"])
-    parts = Parts({"student": toys.model(params, precond.edm())}, {"student": tx}, (size,), objective=matching.edm())
+    parts = Parts(
+        {"student": toys.model(params, precond.edm())},
+        {"student": tx},
+        (size,),
+        objective=matching.edm(),
+    )
     method = teacher.build(settings, parts)
     state = teacher.State(jnp.zeros((), jnp.int32), params, trees.copy(params), tx.init(params))
     update = jax.jit(method.update, static_argnums=4)
     for step in steps:
         at = f"loop/{step}/"
-        images, noise = (jnp.asarray(golden.input(at + key)).reshape(batch, size) for key in ("images", "eps"))
-        draws = {"level": jnp.asarray(golden.input(at + "rnd")), "noise": noise, "dropout": jax.random.key(0)}
+        images, noise = (
+            jnp.asarray(golden.input(at + key)).reshape(batch, size) for key in ("images", "eps")
+        )
+        draws = {
+            "level": jnp.asarray(golden.input(at + "rnd")),
+            "noise": noise,
+            "dropout": jax.random.key(0),
+        }
         state, metrics = update(state, {}, {"image": images}, draws, None)
         golden.check(at + "loss", metrics["loss"])
         golden.check(at + "beta", metrics["ema_beta"])

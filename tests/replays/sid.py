@@ -1,4 +1,4 @@
-"""SiD: both losses with intermediates and gradients, the raw formula with its floor and NaN guard, ten iterations."""
+"""SiD: both losses with their gradients, the raw formula with floor and NaN guard, whole iterations."""
 
 import jax
 import jax.numpy as jnp
@@ -68,12 +68,20 @@ def replay_generator_loss(golden, cfg, models, fake, generator, teacher):
 
     def parts(images):
         x_t = images + expand(sigma, images) * noise
-        real, critic = (denoiser(models[n], p)(x_t, sigma) for n, p in (("teacher", teacher), ("fake", fake)))
+        real, critic = (
+            denoiser(models[n], p)(x_t, sigma) for n, p in (("teacher", teacher), ("fake", fake))
+        )
         return x_t, real, critic
 
     images = generated(cfg, models["generator"], generator, latents)
     x_t, real, critic = parts(images)
-    recorded = dict(images=images, x_t=x_t, y_real=real, y_fake=critic, weight=identity.inverse_weight(images, real))
+    recorded = dict(
+        images=images,
+        x_t=x_t,
+        y_real=real,
+        y_fake=critic,
+        weight=identity.inverse_weight(images, real),
+    )
     for key, value in recorded.items():
         golden.check(f"g_{key}", value)
     for key in golden.keys("g_loss_elem_a"):
@@ -88,7 +96,9 @@ def replay_generator_loss(golden, cfg, models, fake, generator, teacher):
         total, grads = jax.value_and_grad(loss)(images)
         golden.check(f"g_loss_{tag}", total)
         golden.check(f"g_grad_images_{tag}", grads)
-        grads = jax.grad(lambda p, loss=loss: loss(generated(cfg, models["generator"], p, latents)))(generator)
+        grads = jax.grad(
+            lambda p, loss=loss: loss(generated(cfg, models["generator"], p, latents))
+        )(generator)
         toys.check_tree(golden, f"g_grad_{tag}_", grads)
 
 
@@ -110,7 +120,9 @@ def replay_training(golden, cfg, models, objective, fake, generator, teacher, ro
     batch = golden.arrays["tr_eps_z_fake"].shape[1]
 
     def adam(rate, beta1):
-        request = dict(name="adam", learning_rate=rate, b1=beta1, b2=cfg["beta2"], eps=cfg["adam_eps"])
+        request = dict(
+            name="adam", learning_rate=rate, b1=beta1, b2=cfg["beta2"], eps=cfg["adam_eps"]
+        )
         return optimizers.build(request, batch, 0.0)
 
     tx = {
@@ -132,17 +144,26 @@ def replay_training(golden, cfg, models, objective, fake, generator, teacher, ro
         "fake": {"latents": "tr_eps_z_fake", "level": "tr_rnd_normal", "noise": "tr_eps_n_fake"},
         "generator": {"latents": "tr_eps_z_gen", "level": "tr_rnd_t", "noise": "tr_eps_n_gen"},
     }
-    draws = {role: {name: array(golden, keys[name]) for name in names} for role, keys in recorded.items()}
+    draws = {
+        role: {name: array(golden, keys[name]) for name in names} for role, keys in recorded.items()
+    }
     update, log = jax.jit(method.update, static_argnums=4), []
     for step in range(len(draws["fake"]["latents"])):
-        now = {role: {name: v[step] for name, v in d.items()} | {"dropout": jax.random.key(0)} for role, d in draws.items()}
+        now = {
+            role: {name: v[step] for name, v in d.items()} | {"dropout": jax.random.key(0)}
+            for role, d in draws.items()
+        }
         now["fake"] = [now["fake"]]
         state, metrics = update(state, {"teacher": teacher}, {}, now, None)
         log.append(metrics)
         if step == 0:
             toys.check_tree(golden, "tr1_fake_", state.fake)
             toys.check_tree(golden, "tr1_gen_", state.generator)
-    for key, name in (("tr_fake_loss", "loss_fake"), ("tr_gen_loss", "loss_generator"), ("tr_ema_beta", "ema_beta")):
+    for key, name in (
+        ("tr_fake_loss", "loss_fake"),
+        ("tr_gen_loss", "loss_generator"),
+        ("tr_ema_beta", "ema_beta"),
+    ):
         golden.check(key, np.array([metrics[name] for metrics in log]))
     toys.check_tree(golden, "tr_fake_", state.fake)
     toys.check_tree(golden, "tr_gen_", state.generator)
@@ -152,8 +173,8 @@ def replay_training(golden, cfg, models, objective, fake, generator, teacher, ro
 def replay_closed_form(golden):
     """One-dimensional Gaussians: the expected loss by quadrature over z and n, its gradients by autodiff.
 
-    Rows: m, s^2, a, b, nu, v, sigma, alpha, E[L], dE/da, dE/db of G(z) = a z + b (specs/sid.md section 13), with unit
-    weight, which is identity.elements times its own divisor.
+    Rows: m, s^2, a, b, nu, v, sigma, alpha, E[L], dE/da, dE/db of G(z) = a z + b (specs/sid.md
+    section 13), with unit weight, which is identity.elements times its own divisor.
     """
     table = golden.arrays["gs_table"]
     nodes, weights = np.polynomial.hermite_e.hermegauss(12)

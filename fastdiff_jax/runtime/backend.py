@@ -31,9 +31,13 @@ def setup() -> None:
 
 
 def xla_flags(environment: Mapping[str, str], version: tuple[int, int], cpu: bool) -> str | None:
-    """The XLA_FLAGS to set, or None to leave them: not a CPU, another jaxlib, or the user has decided."""
+    """The XLA_FLAGS to set, or None to leave them: not a CPU, another jaxlib, or the user has decided.
+
+    FASTDIFF_PLAIN_XLA=1 keeps XLA's own default, for a comparison.
+    """
     present = environment.get("XLA_FLAGS", "")
-    if not cpu or version != _KNOWN_TO or _FLAG in present:
+    plain = environment.get("FASTDIFF_PLAIN_XLA")
+    if plain or not cpu or version != _KNOWN_TO or _FLAG in present:
         return None
     return f"{present} {_FLAG}={_VALUE}".strip()
 

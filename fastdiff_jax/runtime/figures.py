@@ -13,9 +13,18 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from fastdiff_jax.runtime.results import REFERENCE, TEACHER, TRAINED, Report, Row, heading, number, of_kind
+from fastdiff_jax.runtime.results import (
+    REFERENCE,
+    TEACHER,
+    TRAINED,
+    Report,
+    Row,
+    heading,
+    number,
+    of_kind,
+)
 
 STYLE = {
     "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
@@ -46,8 +55,11 @@ def overview(report: Report) -> bytes:
         figure.suptitle(report.title, x=0.012, ha="left", fontsize=15, fontweight="bold")
         parts = figure.subfigures(len(heights), 1, height_ratios=heights, hspace=0.03)
         top, *middle, bottom = parts
-        for ax, column in zip(_row(top, len(report.headline)), report.headline):
-            costs(ax, report.rows, column, legend=column == report.headline[0])
+        charts = _row(top, len(report.headline))
+        for ax, column in zip(charts, report.headline):
+            costs(ax, report.rows, column)
+        handles, names = charts[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="upper right", ncols=len(names), fontsize=9)
         for ax, curve in zip(_row(*middle, len(curves)) if curves else (), curves):
             training(ax, *curve)
         axes = bottom.subplots(-(-len(shown) // ACROSS), ACROSS, squeeze=False).ravel()
@@ -90,7 +102,7 @@ def panels(report: Report) -> list[Panel]:
     return found
 
 
-def costs(ax, rows: Sequence[Row], column: str, legend: bool) -> None:
+def costs(ax, rows: Sequence[Row], column: str) -> None:
     """One column against NFE, on logarithmic axes.
 
     A line is a family of training-free samplers, a star is what was trained, a band is the floor.
@@ -117,8 +129,6 @@ def costs(ax, rows: Sequence[Row], column: str, legend: bool) -> None:
                             fontweight="bold", color=color)  # fmt: skip
     _call_axis(ax, sorted({row.nfe for row in rows if row.nfe}))
     ax.set_title(heading(column))
-    if legend:
-        ax.legend(fontsize=9, loc="upper right", handlelength=1.6)
 
 
 def training(ax, name: str, key: str, steps: np.ndarray, values: np.ndarray) -> None:
@@ -128,8 +138,7 @@ def training(ax, name: str, key: str, steps: np.ndarray, values: np.ndarray) -> 
     ax.plot(steps, values, color=TEACHER_COLORS[0], lw=0.8, alpha=0.3)
     ax.plot(steps, smooth, color=TEACHER_COLORS[0], lw=1.8)
     if values.min() > 0 and values.max() > 5 * values.min():
-        ax.set_yscale("log")
-        ax.yaxis.set_minor_formatter(NullFormatter())
+        _scale(ax, values)
     ax.set_title(f"{name}: {key.replace('_', ' ')}", fontsize=9.5)
     ax.tick_params(labelsize=8.5)
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))

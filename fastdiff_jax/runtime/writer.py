@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ class Wandb:
 
     def rewind(self, step: int) -> None:
         kept = self._workdir / "wandb_id.json"
-        identity = files.read_json(kept) or self._module.util.generate_id()
+        identity = files.read_json(kept) or uuid.uuid4().hex[:8]
         files.write_json(kept, identity)
         self._run = self._module.init(
             id=identity, name=self._name, config=self._config, dir=str(self._workdir), resume="allow"

@@ -46,14 +46,7 @@ def images(config, data: Data) -> Panel:
     share_max (smallest and largest class share by that classifier); nn (median pixel distance to the
     nearest TRAINING image), copies (share below `close`). Samples are compared as stored, so after the same quantiser as the data.
     """
-    settings = registry.options(ImageSettings, config, "panel images")
-    nets = {
-        column: features.build(request, data.shape) for column, request in settings.features.items()
-    }
-    if settings.manifold and settings.manifold not in nets:
-        raise ValueError(
-            f"panel images: manifold is {settings.manifold!r}; known feature columns: {', '.join(nets)}."
-        )
+    settings, nets = image_nets(config, data)
     extract = {column: features.extractor(net, data.decode) for column, net in nets.items()}
     real = {column: extract[column](data.reference["image"])[0] for column in nets}
     moments = {column: frechet.moments(values) for column, values in real.items()}
@@ -99,17 +92,27 @@ def images(config, data: Data) -> Panel:
     return Panel(measure, floor, identities, tuple(nets), "real, half against half")
 
 
+def image_nets(config, data: Data) -> tuple[ImageSettings, dict[str, features.Features]]:
+    """Settings of the image panel and its feature nets; reads no images.
+
+    Raises: ValueError for unknown settings, or nets that are not there or do not fit the data.
+    """
+    settings = registry.options(ImageSettings, config, "panel images")
+    nets = {column: features.build(request, data.shape) for column, request in settings.features.items()}
+    if settings.manifold and settings.manifold not in nets:
+        raise ValueError(
+            f"panel images: manifold is {settings.manifold!r}; known feature columns: {', '.join(nets)}."
+        )
+    return settings, nets
+
+
 class NoSettings(NamedTuple):
     """The mixture panel has none."""
 
 
 def exact_mixture(config, data: Data) -> Panel:
     """Errors against a known mixture: see `mixture.compare`. The floor is the mixture's own samples."""
-    registry.options(NoSettings, config, "panel mixture")
-    if data.exact is None:
-        raise ValueError(
-            f"panel mixture needs data whose distribution is known, such as toys; {data.name} is not."
-        )
+    check_mixture(config, data)
 
     def measure(stored, labels):
         del labels
@@ -124,11 +127,32 @@ def exact_mixture(config, data: Data) -> Panel:
     )
 
 
+def check_mixture(config, data: Data) -> None:
+    """Raises: ValueError for settings, or data whose distribution is not known."""
+    registry.options(NoSettings, config, "panel mixture")
+    if data.exact is None:
+        raise ValueError(
+            f"panel mixture needs data whose distribution is known, such as toys; {data.name} is not."
+        )
+
+
 PANELS: dict[str, Callable[[Any, Data], Panel]] = {"images": images, "mixture": exact_mixture}
+
+
+CHECKS = {"images": image_nets, "mixture": check_mixture}
 
 
 def build(config, data: Data) -> Panel:
     """The panel that `config["name"]` asks for. Raises: ValueError naming the known ones."""
-    if config["name"] not in PANELS:
-        raise ValueError(f"no evaluation panel {config['name']!r}; known: {', '.join(PANELS)}.")
-    return PANELS[config["name"]](config, data)
+    return _named(PANELS, config)(config, data)
+
+
+def check(config, data: Data) -> None:
+    """Raises ValueError for what `build` would refuse, without reading the data: an outline will do."""
+    _named(CHECKS, config)(config, data)
+
+
+def _named(table, config):
+    if config["name"] not in table:
+        raise ValueError(f"no evaluation panel {config['name']!r}; known: {', '.join(table)}.")
+    return table[config["name"]]

@@ -16,7 +16,7 @@ def stream(key: Key, name: str) -> Key:
     return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
 
 
-def root(seed: int, name: str) -> Key:
+def root(seed: int | Array, name: str) -> Key:
     """The key of one consumer ("train", "sample", "init") of a seed."""
     return stream(jax.random.key(seed), name)
 

@@ -38,7 +38,7 @@ def half_life_beta(images: Array, batch: int, half_life: float, ramp: float | No
       images: () images seen BEFORE the step, floating; the first step of a ramp has beta = 0.
       half_life: in images.
       ramp: share of the images seen so far that caps the half-life; None for no cap.
-    Source: Karras et al. 2022 (arXiv:2206.00364), training loop; specs/edm.md section 5.
+    Source: Karras et al. 2022 (arXiv:2206.00364), training loop.
     """
     capped = half_life if ramp is None else jnp.minimum(half_life, ramp * images)
     return 0.5 ** (batch / jnp.maximum(capped, 1e-8))

@@ -4,10 +4,11 @@ import ast
 
 import pytest
 
-from fastdiff_jax import precond, registry
+from fastdiff_jax import precond, registry, trees
 from fastdiff_jax.losses import matching
 from fastdiff_jax.metrics import panels
-from fastdiff_jax.runtime import experiment, optimizers
+from fastdiff_jax.runtime import assemble, commands, evaluate, experiment, optimizers, settings
+from fastdiff_jax.runtime import mesh as meshes
 from fastdiff_jax.solvers import schedules
 
 STEMS = experiment.known()
@@ -88,6 +89,23 @@ def test_prerequisites_exist_and_end(config):
         bases = [experiment.load(reference) for reference in references]
         references, depth = [name for base in bases for name in prerequisites(base)], depth + 1
         assert depth < 5, f"{references} never end"
+
+
+def test_assembles_without_data(config):
+    """What dry_run does: every name and setting is accepted, the measurement too, and nothing is read."""
+    settings.check(config)
+    job = assemble.assemble(config, outline=True)
+    evaluate.check(job, meshes.make(config.mesh))
+    assert trees.count(commands.weight_shapes(job)) > 0
+
+
+@pytest.mark.parametrize(
+    "reference, size",
+    [("sid_cifar10", 55_733_891), ("sid_cifar10:cond", 55_735_299), ("edm_cifar10", 55_733_891), ("sid_digits", 309_697)],
+)  # fmt: skip
+def test_official_sizes(reference, size):
+    job = assemble.assemble(experiment.load(reference), outline=True)
+    assert trees.count(commands.weight_shapes(job)) == size
 
 
 def prerequisites(config):

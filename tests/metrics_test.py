@@ -140,7 +140,7 @@ def test_fd_refuses(call, message):
     ],
 )
 def test_digits_reference_points(left, right, low, high):
-    """FD in pixels of specs/digits_baseline.md: held out, copies, halves, the mean image."""
+    """FD in pixels: held out, copies, halves, the mean image."""
     assert low <= fd(left, right) <= high
 
 

@@ -12,7 +12,7 @@ from fastdiff_jax import registry, trees
 from fastdiff_jax.interop import names
 from fastdiff_jax.networks import classifier, gmm, mlp, song
 
-OFFICIAL = {  # (architecture, mult, side, classes) -> parameters, frequencies not counted (specs/edm.md 1.5)
+OFFICIAL = {  # (architecture, mult, side, classes) -> parameters, frequencies not counted
     "cifar10 cond VP": (("ddpmpp", (2, 2, 2), 32, 10), 55_735_299),
     "cifar10 uncond VP": (("ddpmpp", (2, 2, 2), 32, 0), 55_733_891),
     "cifar10 cond VE": (("ncsnpp", (2, 2, 2), 32, 10), 56_400_643),

@@ -1,4 +1,4 @@
-"""SiD against closed forms: Gaussian data and a linear generator (specs/sid.md section 13), and its draws."""
+"""SiD against closed forms: Gaussian data and a linear generator, and its draws."""
 
 import chex
 import jax

@@ -13,7 +13,7 @@ def encode(images: np.ndarray) -> np.ndarray:
     -1 -> 0, 0 -> 128, 1 -> 255; half ties round up. Inverts `decode` exactly.
 
     Raises: ValueError naming the first image with a NaN.
-    Source: the EDM family's image writer (specs/metrics.md section 6).
+    Source: the EDM family's image writer (arXiv:2206.00364).
     """
     images = without_nan(images)
     return np.clip(np.float32(127.5) * images + np.float32(128), 0, 255).astype(np.uint8)

@@ -25,7 +25,7 @@ def denoising(levels: Levels, weight: Callable[[Array], Array]) -> Objective:
     """w(sigma) (D(x0 + sigma eps; sigma) - x0)^2, elementwise.
 
     With `guard`, samples in which the target or the prediction has a NaN contribute zeros, values and
-    gradients (SiD's guard: specs/sid.md section 3); the caller's divisor stays the full batch.
+    gradients (SiD's guard); the caller's divisor stays the full batch.
     """
 
     def draw(key, shape):

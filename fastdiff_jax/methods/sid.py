@@ -1,6 +1,6 @@
 """SiD: a data-free one-step generator from a diffusion teacher.
 
-Source: Zhou et al., Score identity Distillation, ICML 2024 (arXiv:2404.04057); specs/sid.md sections 1-5.
+Source: Zhou et al., Score identity Distillation, ICML 2024 (arXiv:2404.04057).
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from fastdiff_jax.types import Array, Method, Params, Parts, Sampler, expand
 
 
 class Options(NamedTuple):
-    """Settings of SiD; defaults are the reference's for CIFAR-10 (specs/sid.md section 12)."""
+    """Settings of SiD; defaults are the reference's for CIFAR-10 (arXiv:2404.04057)."""
 
     alpha: float = 1.2
     sigma_init: float = 2.5  # input scale and noise level of the generator

@@ -1,6 +1,6 @@
 """Teachers: denoising score matching with EMA, for any process whose loss is an `Objective`.
 
-Source: Karras et al. 2022 (arXiv:2206.00364), appendix F; specs/edm.md section 5.
+Source: Karras et al. 2022 (arXiv:2206.00364), appendix F.
 """
 
 from collections.abc import Mapping

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -93,7 +92,8 @@ def model(request, config: ConfigDict, shape: tuple[int, ...], classes: int) -> 
         models = experiment.load(config.teacher).models
         if "student" not in models:
             raise ValueError(
-                f"config.teacher {config.teacher!r} trains {', '.join(models)}, no denoiser; name a teacher's config."
+                f"config.teacher {config.teacher!r} trains {', '.join(models)}, no denoiser; "
+                "name a teacher's config."
             )
         original = models.student.to_dict()
         request = {key: {**original[key], **request.get(key, {})} for key in ("network", "precond")}

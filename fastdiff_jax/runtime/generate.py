@@ -28,7 +28,9 @@ def labels_of(data: Data, seed: int, num: int) -> np.ndarray:
     return np.resize(order, num).astype(np.int32)
 
 
-def generator(sampler: Sampler, params: Params, frozen: Frozen, classes: int, batch_size: int, mesh: Mesh) -> Generator:
+def generator(
+    sampler: Sampler, params: Params, frozen: Frozen, classes: int, batch_size: int, mesh: Mesh
+) -> Generator:
     """Compiles a sampler for one batch size; every call is padded to it.
 
     The last bits of a network's output depend on the batch size, so images that must depend on seed and index
@@ -36,25 +38,26 @@ def generator(sampler: Sampler, params: Params, frozen: Frozen, classes: int, ba
     """
     meshes.check_divides(batch_size, mesh)
 
-    def run(params, frozen, key, indices, labels):
+    def run(params, frozen, seed, indices, labels):
+        key = rng.root(seed, "sample")
         cond = {"label": jax.nn.one_hot(labels, classes)} if classes else {}
         return sampler.generate(params, frozen, rng.image_keys(key, indices), cond)
 
     rows, whole = meshes.rows(mesh), meshes.whole(mesh)
     # Weights keep the layout that they have; the images come back whole on every host.
     run = jax.jit(run, in_shardings=(None, None, whole, rows, rows), out_shardings=whole)
-    arrays = (jax.ShapeDtypeStruct((batch_size,), jnp.int32),) * 2
+    numbers = jax.ShapeDtypeStruct((), jnp.int32), *(jax.ShapeDtypeStruct((batch_size,), jnp.int32),) * 2
     begun = time.perf_counter()
-    compiled = run.lower(params, frozen, rng.root(0, "sample"), *arrays).compile()
+    compiled = run.lower(params, frozen, *numbers).compile()
     seconds = time.perf_counter() - begun
 
     def batch(seed, indices, labels):
-        key = jax.device_put(rng.root(seed, "sample"), whole)
-        return np.asarray(compiled(params, frozen, key, spread_rows(indices), spread_rows(labels)))
+        arguments = placed(seed, whole), placed(indices, rows), placed(labels, rows)
+        return np.asarray(compiled(params, frozen, *arguments))
 
-    def spread_rows(values):
-        values = values.astype(np.int32)
-        return jax.make_array_from_callback(values.shape, rows, values.__getitem__)
+    def placed(values, sharding):
+        values = np.asarray(values, np.int32)  # every host has all of them, and places its part
+        return jax.make_array_from_callback(values.shape, sharding, values.__getitem__)
 
     return Generator(batch, batch_size, seconds)
 

@@ -14,8 +14,7 @@ def learning_rate(images: Array, *, base: float, ramp_images: float = 0.0, decay
 
         base min(images / ramp_images, 1) q,    q = 1, or final + (1 - final) (1 + cos(pi images / total)) / 2
 
-    The very first step of a ramp has rate zero while the moments already move, as in EDM's loop
-    (specs/edm.md section 5).
+    The very first step of a ramp has rate zero while the moments already move, as in EDM's loop.
     Raises: ValueError for an unknown decay, or a cosine without its length.
     """
     ramp = jnp.minimum(images / ramp_images, 1.0) if ramp_images else 1.0

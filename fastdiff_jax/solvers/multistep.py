@@ -102,7 +102,7 @@ def dpmpp_rows(sigmas: np.ndarray, order: int, lower_order_final: bool = True) -
     A step onto zero has h = inf and order 1: x' = m0. The third-order form is the authors', which published
     figures are of; its D2 is half of what a third-order method needs, so it converges at order 2.
 
-    Source: Lu et al. 2022 (arXiv:2211.01095), Alg. 2 and appendix; specs/solvers.md section 3.
+    Source: Lu et al. 2022 (arXiv:2211.01095), Alg. 2 and appendix.
     """
     with np.errstate(divide="ignore"):
         h = -np.diff(np.log(sigmas))

@@ -1,6 +1,7 @@
 """Trains, samples and evaluates an experiment.
 
-python launch/main.py --config configs/sid_digits.py [--workdir DIR] [--mode train|sample|eval|dry_run] [--config.key=value]
+python launch/main.py --config configs/sid_digits.py [--workdir DIR]
+    [--mode train|sample|eval|dry_run] [--config.key=value]
 """
 
 import sys

@@ -101,7 +101,7 @@ def test_assembles_without_data(config):
 
 @pytest.mark.parametrize(
     "reference, size",
-    [("sid_cifar10", 55_733_891), ("sid_cifar10:cond", 55_735_299), ("edm_cifar10", 55_733_891), ("sid_digits", 309_697)],
+    [("sid_cifar10", 55_733_891), ("sid_cifar10:cond", 55_735_299), ("sid_digits", 309_697)],
 )  # fmt: skip
 def test_official_sizes(reference, size):
     job = assemble.assemble(experiment.load(reference), outline=True)

@@ -1,4 +1,4 @@
-"""What every method found under methods/ must do, on its smoke config: pure updates, stable states, keyed draws."""
+"""What every method under methods/ must do: pure updates, states of one form, draws from the key."""
 
 import chex
 import jax
@@ -9,7 +9,11 @@ from fastdiff_jax import registry, rng
 from fastdiff_jax.runtime import commands, experiment
 from fastdiff_jax.runtime.assemble import assemble
 
-CONFIGS = {"teacher": "edm_digits:smoke", "sid": "sid_digits:smoke", "classifier": "classifier_digits:smoke"}
+CONFIGS = {
+    "teacher": "edm_digits:smoke",
+    "sid": "sid_digits:smoke",
+    "classifier": "classifier_digits:smoke",
+}
 
 
 @pytest.fixture(scope="module", params=registry.known("methods"))
@@ -18,7 +22,9 @@ def case(request):
     job = assemble(experiment.load(CONFIGS[request.param]))
     method = job.method
     frozen = {
-        role: jax.tree.map(lambda leaf: 0.02 * jax.random.normal(jax.random.key(0), leaf.shape), tree)
+        role: jax.tree.map(
+            lambda leaf: 0.02 * jax.random.normal(jax.random.key(0), leaf.shape), tree
+        )
         for role, tree in commands.basis_shapes(job)[0].items()
     }
     state = jax.jit(method.init)(rng.root(0, "init"), frozen)

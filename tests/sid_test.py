@@ -43,7 +43,11 @@ def trained(alpha, start, swap=False):
     truth = {"mean": MEAN, "root": jnp.linalg.cholesky(COVARIANCE)}
     request = dict(name="adam", learning_rate=5e-3, b1=0.0, decay="cosine", final=0.02)
     tx = optimizers.build(request, BATCH, STEPS * BATCH)
-    models = {"teacher": gaussian_denoiser(), "fake": gaussian_denoiser(), "generator": linear_generator(2.5)}
+    models = {
+        "teacher": gaussian_denoiser(),
+        "fake": gaussian_denoiser(),
+        "generator": linear_generator(2.5),
+    }
     if swap:  # the teacher's answer is taken for the fake score's: its sign, so ascent
         exact = models["teacher"].network.apply
         turned = Network(None, lambda p, x, s, *a, **k: 2 * x - exact(p, x, s))
@@ -53,7 +57,9 @@ def trained(alpha, start, swap=False):
     parts = Parts(models, {"generator": tx, "fake": tx}, (2,), objective=objective)
     method = sid.build(settings, parts)
     params = {"A": start * jnp.eye(2), "b": jnp.zeros(2)}
-    state = sid.State(jnp.zeros((), jnp.int32), params, params, tx.init(params), truth, tx.init(truth))
+    state = sid.State(
+        jnp.zeros((), jnp.int32), params, params, tx.init(params), truth, tx.init(truth)
+    )
     batch = {"image": jnp.zeros((BATCH, 2))}
 
     def body(state, key):
@@ -114,7 +120,9 @@ def test_the_weight_has_a_floor():
     chex.assert_trees_all_close(identity.inverse_weight(x, x + 0.5), jnp.full(2, 0.5))
 
 
-@pytest.mark.parametrize("tau, sigma", [(0.1, 0.01672), (0.5, 2.51522), (0.8, 24.40834), (0.0, 0.002)])
+@pytest.mark.parametrize(
+    "tau, sigma", [(0.1, 0.01672), (0.5, 2.51522), (0.8, 24.40834), (0.0, 0.002)]
+)
 def test_generator_levels_follow_the_published_curve(tau, sigma):
     np.testing.assert_allclose(levels.karras(1000.0).sigma(jnp.float32(tau)), sigma, rtol=1e-3)
     np.testing.assert_allclose(levels.karras(800.0).sigma(jnp.float32(tau / 0.8)), sigma, rtol=1e-3)
@@ -128,12 +136,20 @@ def test_generator_levels_refuse_an_impossible_end():
 def method_with_labels(shares):
     tx = optimizers.build(dict(name="adam", learning_rate=1e-3), 8, 0.0)
     models = {role: gaussian_denoiser() for role in ("teacher", "fake", "generator")}
-    parts = Parts(models, {"generator": tx, "fake": tx}, (2,), labels=np.array(shares), objective=matching.edm())
+    parts = Parts(
+        models,
+        {"generator": tx, "fake": tx},
+        (2,),
+        labels=np.array(shares),
+        objective=matching.edm(),
+    )
     return sid.build(dict(fake_steps=2), parts)
 
 
 def test_draws_are_fresh_for_each_network_and_labels_follow_the_shares():
-    draws = method_with_labels([0.7, 0.3, 0.0]).draw(jax.random.key(0), {"image": jnp.zeros((4000, 2))}, None)
+    draws = method_with_labels([0.7, 0.3, 0.0]).draw(
+        jax.random.key(0), {"image": jnp.zeros((4000, 2))}, None
+    )
     first, second, generator = *draws["fake"], draws["generator"]
     for name in ("latents", "noise", "label"):
         assert not np.array_equal(first[name], second[name])
@@ -149,7 +165,10 @@ def test_it_starts_as_its_teacher_in_fresh_buffers():
     state = method.init(jax.random.key(0), {"teacher": teacher})
     for tree in (state.generator, state.ema, state.fake):
         chex.assert_trees_all_equal(tree, teacher)
-    buffers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((state.generator, state.ema, state.fake))]
+    buffers = [
+        leaf.unsafe_buffer_pointer()
+        for leaf in jax.tree.leaves((state.generator, state.ema, state.fake))
+    ]
     assert len(set(buffers)) == len(buffers)
     other = {"mean": -MEAN, "root": jnp.eye(2)}
     begun = method.init(jax.random.key(0), {"teacher": teacher, "initial": other})

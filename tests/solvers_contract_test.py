@@ -77,7 +77,9 @@ def test_cost_is_exact(name):
     for zero in (False, True):
         calls.clear()
         sigmas = schedules.polynomial(LOW, HIGH, 7.0, zero)(5)
-        jax.block_until_ready(driver.sample(denoise, solver_of(name), jnp.ones((1, 2)), sigmas, noise=silent))
+        jax.block_until_ready(
+            driver.sample(denoise, solver_of(name), jnp.ones((1, 2)), sigmas, noise=silent)
+        )
         jax.effects_barrier()
         assert len(calls) == driver.evaluations(solver_of(name), sigmas)
 

@@ -57,7 +57,8 @@ def test_a_step_onto_zero_is_the_prediction():
 
 
 @pytest.mark.parametrize(
-    "name, nfe", [("euler", 4), ("ddim", 4), ("dpmpp_1m", 4), ("dpmpp_2m", 5), ("dpmpp_3m", 6), ("heun", 9)]
+    "name, nfe",
+    [("euler", 4), ("ddim", 4), ("dpmpp_1m", 4), ("dpmpp_2m", 5), ("dpmpp_3m", 6), ("heun", 9)],
 )
 def test_a_named_sampler_makes_exactly_the_calls_it_says(name, nfe):
     calls, plan = [], named.sampler(name, nfe, schedule=POLYNOMIAL)
@@ -72,7 +73,9 @@ def test_a_known_prediction_saves_one_call():
     out = driver.sample(counted(calls), multistep.euler(), x, sigmas, known=known)
     jax.effects_barrier()
     assert len(calls) == 3 == driver.evaluations(multistep.euler(), sigmas, known=True)
-    chex.assert_trees_all_close(out, driver.sample(gaussian, multistep.euler(), x, sigmas), rtol=1e-6)
+    chex.assert_trees_all_close(
+        out, driver.sample(gaussian, multistep.euler(), x, sigmas), rtol=1e-6
+    )
 
 
 def test_table_solvers_of_one_length_share_one_executable_and_one_network_body():
@@ -99,7 +102,9 @@ def test_trace_returns_states_and_predictions():
     chex.assert_shape([trace.states, trace.predictions], [(6, 2, 3), (5, 2, 3)])
     chex.assert_trees_all_close(trace.states[0], x)
     chex.assert_trees_all_close(trace.states[-1], driver.sample(gaussian, heun.heun(), x, sigmas))
-    chex.assert_trees_all_close(trace.predictions[2], gaussian(trace.states[2], sigmas[2]), rtol=1e-5)
+    chex.assert_trees_all_close(
+        trace.predictions[2], gaussian(trace.states[2], sigmas[2]), rtol=1e-5
+    )
 
 
 def test_start_enters_the_grid_anywhere():
@@ -113,7 +118,9 @@ def test_start_enters_the_grid_anywhere():
 
 def test_churn_keeps_the_marginal_and_draws_at_every_step():
     """Gaussian data and many steps: whatever the churn, the end has the data's deviation."""
-    plan = named.sampler("heun_churn", 119, schedule=POLYNOMIAL, s_churn=40.0, s_min=0.05, s_max=50.0)
+    plan = named.sampler(
+        "heun_churn", 119, schedule=POLYNOMIAL, s_churn=40.0, s_min=0.05, s_max=50.0
+    )
     keys = jax.random.split(jax.random.key(0), 4000)
     drawn = driver.per_image(keys, (1,))
     latents = jax.random.normal(jax.random.key(1), (4000, 1))
@@ -126,7 +133,9 @@ def test_churn_keeps_the_marginal_and_draws_at_every_step():
 def test_without_churn_it_is_heun():
     x, noise = 80 * jnp.ones((2, 3)), lambda step, draw: jnp.ones((2, 3))
     churned = driver.sample(gaussian, heun.heun_churn(), x, POLYNOMIAL(6), noise=noise)
-    chex.assert_trees_all_close(churned, driver.sample(gaussian, heun.heun(), x, POLYNOMIAL(6)), rtol=1e-5)
+    chex.assert_trees_all_close(
+        churned, driver.sample(gaussian, heun.heun(), x, POLYNOMIAL(6)), rtol=1e-5
+    )
 
 
 def test_noise_of_an_image_does_not_depend_on_its_batch():

@@ -1,4 +1,4 @@
-"""Teachers: the loss has its optimum at the exact denoiser; labels, accumulation, EMA, learning rates, counters."""
+"""Teachers: the loss has its optimum at the exact denoiser; labels, rounds, EMA, rates, counters."""
 
 import chex
 import jax
@@ -72,7 +72,9 @@ def test_a_hidden_label_does_not_reach_the_network():
     losses = {}
     for kept in (True, False):
         draws["label_kept"] = jnp.full(8, kept)
-        losses[kept] = [float(method.update(state, {}, b, draws, None)[1]["loss"]) for b in (batch, other)]
+        losses[kept] = [
+            float(method.update(state, {}, b, draws, None)[1]["loss"]) for b in (batch, other)
+        ]
     assert losses[False][0] == losses[False][1] and losses[True][0] != losses[True][1]
 
 
@@ -97,7 +99,9 @@ def test_rounds_drop_out_differently():
     def loss(w, part, key):
         return w * part["x"].sum(), jax.random.normal(key, (1,))
 
-    both, _ = accumulation.value_and_grad(loss, 1.0, {"x": jnp.ones(2)}, jax.random.key(0), rounds=2)
+    both, _ = accumulation.value_and_grad(
+        loss, 1.0, {"x": jnp.ones(2)}, jax.random.key(0), rounds=2
+    )
     first = jax.random.normal(jax.random.fold_in(jax.random.key(0), 0), (1,))
     assert not np.allclose(both, 2 * first)
 
@@ -127,7 +131,9 @@ def test_learning_rates_ramp_and_decay_in_images():
 
     assert [rate(i, ramp_images=100.0) for i in (0, 50, 100, 900)] == [0.0, 1.0, 2.0, 2.0]
     cosine = dict(decay="cosine", total_images=1000.0, final=0.1)
-    np.testing.assert_allclose([rate(i, **cosine) for i in (0, 500, 1000, 2000)], [2.0, 1.1, 0.2, 0.2], rtol=1e-6)
+    np.testing.assert_allclose(
+        [rate(i, **cosine) for i in (0, 500, 1000, 2000)], [2.0, 1.1, 0.2, 0.2], rtol=1e-6
+    )
     with pytest.raises(ValueError, match="'constant', or 'cosine'"):
         rate(0, decay="linear")
 

@@ -13,12 +13,8 @@ from fastdiff_jax.types import Data
 class Panel(NamedTuple):
     """Measures of a set of stored samples against a data set."""
 
-    measure: Callable[
-        [np.ndarray, np.ndarray], dict[str, float]
-    ]  # (stored (N,...), labels (N,)) -> columns
-    floor: Callable[
-        [int, int], dict[str, float]
-    ]  # (N, seed) -> the same columns where real data have them
+    measure: Callable[..., dict[str, float]]  # (stored (N,...), labels (N,)) -> columns
+    floor: Callable[[int, int], dict[str, float]]  # (N, seed) -> columns of real data
     nets: Mapping[str, Mapping[str, str]]  # feature column -> name and sha256 of its net
     headline: tuple[str, ...]  # columns that a figure shows, smaller is better
     floor_name: str
@@ -28,23 +24,20 @@ class ImageSettings(NamedTuple):
     """What the image panel measures."""
 
     features: Mapping[str, Mapping]  # column -> feature net: {"px": {"name": "pixels"}, ...}
-    manifold: str = (
-        ""  # the column whose features precision and recall live in; empty: neither is measured
-    )
+    manifold: str = ""  # the column whose features precision and recall live in; empty: neither
     k: int = 3  # neighbours of precision and recall
-    nearest: bool = (
-        True  # whether to look for the nearest training image, which takes N x M distances
-    )
+    nearest: bool = True  # look for the nearest training image, at N x M distances
     close: float = 1.0  # pixel L2 distance under which a sample counts as a copy
 
 
 def images(config, data: Data) -> Panel:
-    """Frechet distances by feature net, precision and recall, classifier agreement, class shares, copies.
+    """Frechet distances by feature net, precision, recall, label agreement, class shares, copies.
 
     Columns: one a feature net (its FD to the whole reference set); precision, recall, density,
     coverage; agreement (share of samples that the classifier gives the asked label), share_min and
     share_max (smallest and largest class share by that classifier); nn (median pixel distance to the
-    nearest TRAINING image), copies (share below `close`). Samples are compared as stored, so after the same quantiser as the data.
+    nearest TRAINING image), copies (share below `close`). Samples are compared as stored, so after
+    the same quantiser as the data.
     """
     settings, nets = image_nets(config, data)
     extract = {column: features.extractor(net, data.decode) for column, net in nets.items()}

@@ -27,7 +27,7 @@ class Classifier(nn.Module):
         x = jax.nn.relu(Conv(first, initial=RELU_INIT, name="conv0")(x))
         x = jax.nn.relu(Conv(second, initial=RELU_INIT, name="conv1")(x))
         index = 2
-        while index == 2 or max(x.shape[1:3]) > 4:
+        while index == 2 or min(x.shape[1:3]) > 4:
             x = jax.nn.relu(Conv(third, initial=RELU_INIT, name=f"conv{index}")(_pooled(x)))
             index += 1
         x = x.reshape(x.shape[0], -1)
@@ -36,7 +36,7 @@ class Classifier(nn.Module):
 
 
 def build(config: Mapping, shape: tuple[int, int, int], classes: int) -> Network:
-    """Two 3x3 convolutions, then 2x2 max pool and convolution until 4x4 is reached, then two dense layers.
+    """Two 3x3 convolutions, 2x2 max pool and convolution until a side is at most 4, two dense layers.
 
     For 8x8 images: convolutions of 32 and 64 channels, pool, convolution of 64, dense 64, logits; larger
     ones repeat the middle part. Relu in between.

@@ -18,7 +18,9 @@ from fastdiff_jax.runtime import commands, experiment, progress, settings
 MODES = ("train", "sample", "eval", "dry_run")
 INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h
 ABORTED = 130  # what shells report of Ctrl-C
-USAGE = "python launch/{name}.py --config configs/NAME.py[:ARGUMENT] [--config.KEY=VALUE ...] [flags]"
+USAGE = (
+    "python launch/{name}.py --config configs/NAME.py[:ARGUMENT] [--config.KEY=VALUE ...] [flags]"
+)
 
 
 class Help(Exception):
@@ -27,13 +29,32 @@ class Help(Exception):
 
 def define(values: flags.FlagValues) -> None:
     """Defines the flags of launch/main.py."""
-    flags.DEFINE_string("workdir", None, "Directory of the run; runs/<config name> by default.", flag_values=values)
+    flags.DEFINE_string(
+        "workdir", None, "Directory of the run; runs/<config name> by default.", flag_values=values
+    )
     flags.DEFINE_enum("mode", "train", MODES, "What to do.", flag_values=values)
     flags.DEFINE_integer("num", 64, "Images to sample.", lower_bound=1, flag_values=values)
-    flags.DEFINE_integer("seed", None, "Sampling seed; the config's by default.", lower_bound=0, flag_values=values)
-    flags.DEFINE_list("labels", None, "Labels to sample, repeated in turn; the data's shares by default.", flag_values=values)
-    flags.DEFINE_string("sampler", None, "Sampler by its name in the report; the first by default.", flag_values=values)
-    flags.DEFINE_string("out", None, "File of the samples, .npz; <workdir>/samples.npz by default.", flag_values=values)
+    flags.DEFINE_integer(
+        "seed", None, "Sampling seed; the config's by default.", lower_bound=0, flag_values=values
+    )
+    flags.DEFINE_list(
+        "labels",
+        None,
+        "Labels to sample, repeated in turn; the data's shares by default.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "sampler",
+        None,
+        "Sampler by its name in the report; the first by default.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "out",
+        None,
+        "File of the samples, .npz; <workdir>/samples.npz by default.",
+        flag_values=values,
+    )
 
 
 def define_benchmark(values: flags.FlagValues) -> None:
@@ -41,7 +62,9 @@ def define_benchmark(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("steps", 20, "Training steps to time.", lower_bound=1, flag_values=values)
 
 
-def parse(arguments: list[str], define: Callable = define) -> tuple[flags.FlagValues, ConfigDict, str]:
+def parse(
+    arguments: list[str], define: Callable = define
+) -> tuple[flags.FlagValues, ConfigDict, str]:
     """Flags, config and the config's reference.
 
     Raises: ValueError with one line for whatever is wrong with them, Help with the usage if that is asked for.
@@ -62,7 +85,9 @@ def parse(arguments: list[str], define: Callable = define) -> tuple[flags.FlagVa
     except (flags.Error, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
         raise ValueError(_explained(str(error), config)) from None
     if extra:
-        raise ValueError(f"unknown argument {extra[0]!r}; settings are given as --flag=value or --config.key=value.")
+        raise ValueError(
+            f"unknown argument {extra[0]!r}; settings are given as --flag=value or --config.key=value."
+        )
     settings.check(values.config)
     return values, values.config, reference
 
@@ -71,7 +96,9 @@ def usage(name: str, values: flags.FlagValues) -> str:
     """What --help prints."""
     rows = [f"  --{flag}: {values[flag].help}" for flag in sorted(values)]
     modes = [f"  modes: {', '.join(MODES)}"] if "mode" in values else []
-    return "\n".join([USAGE.format(name=name), *rows, *modes, f"  configs: {', '.join(experiment.known())}"])
+    return "\n".join(
+        [USAGE.format(name=name), *rows, *modes, f"  configs: {', '.join(experiment.known())}"]
+    )
 
 
 def main(arguments: list[str]) -> int:
@@ -117,7 +144,9 @@ def _run(arguments: list[str]) -> int:
     if values.mode == "train":
         return 0 if commands.train(run) else INTERRUPTED
     if values.mode == "sample":
-        labels = None if values.labels is None else [_integer(label) for label in values.labels or [""]]
+        labels = (
+            None if values.labels is None else [_integer(label) for label in values.labels or [""]]
+        )
         out = Path(values.out) if values.out else workdir / "samples.npz"
         commands.sample(run, values.num, out, values.seed, labels, values.sampler)
     elif values.mode == "eval":
@@ -148,7 +177,9 @@ def _check_key(config: ConfigDict, path: str) -> None:
         part = part.split("[")[0]
         if not isinstance(here, ConfigDict) or part not in here:
             keys = ", ".join(sorted(here)) if isinstance(here, ConfigDict) else "none below it"
-            raise ValueError(f"the config has no key {path!r}: {part!r} is unknown; known there: {keys}.")
+            raise ValueError(
+                f"the config has no key {path!r}: {part!r} is unknown; known there: {keys}."
+            )
         here = here[part]
 
 

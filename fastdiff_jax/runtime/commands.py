@@ -27,7 +27,7 @@ from fastdiff_jax.runtime import (
 from fastdiff_jax.runtime import mesh as meshes
 from fastdiff_jax.runtime.assemble import Job, assemble
 from fastdiff_jax.runtime.experiment import Experiment
-from fastdiff_jax.types import Frozen, Params, Sampler
+from fastdiff_jax.types import Frozen, Params
 
 
 def train(run: Experiment) -> bool:
@@ -45,14 +45,17 @@ def train(run: Experiment) -> bool:
 def check(run: Experiment) -> None:
     """Raises ValueError for what training or measuring would only meet after hours, before anything is written.
 
-    That is a workdir that cannot be used, an impossible measurement or batch; of the run, and of what it builds on.
+    That is a workdir that cannot be used, an impossible measurement or batch, of the run and of what
+    it builds on.
     """
     experiment.check_writable(run.workdir)
     job, mesh = assemble(run.config, outline=True), meshes.make(run.config.mesh)
     meshes.check_divides(run.config.train.batch_size, mesh, "train.batch_size")
     evaluate.check(job, mesh)
     if (run.workdir / "config.json").exists() and not finished(run):
-        checkpoint.Store(run.workdir, run.config.to_dict()).close()  # another run's workdir, or one in use
+        checkpoint.Store(
+            run.workdir, run.config.to_dict()
+        ).close()  # another run's workdir, or one in use
     for reference in job.prerequisites.values():
         basis = experiment.prerequisite(reference, run.workdir)
         settings.check(basis.config)
@@ -71,9 +74,13 @@ def fit(run: Experiment) -> bool:
     frozen, initial = starting_weights(job, run, mesh)
     progress.say(f"{run.name}: training to step {train.steps} in {run.workdir}")
     index, count = jax.process_index(), jax.process_count()
-    batches = pipeline.batches(job.data, train.batch_size // count, run.config.seed, shard=(index, count))
+    batches = pipeline.batches(
+        job.data, train.batch_size // count, run.config.seed, shard=(index, count)
+    )
     begun = time.perf_counter()
-    with checkpoint.Store(run.workdir, run.config.to_dict(), keep=train.keep, milestones=train.milestones or None) as store:
+    with checkpoint.Store(
+        run.workdir, run.config.to_dict(), keep=train.keep, milestones=train.milestones or None
+    ) as store:
         first = store.latest() or 0
         logs = writer.Writer(run.workdir, train.writers, name=run.name, config=run.config.to_dict())
         outcome = loop.train(
@@ -113,7 +120,10 @@ def exact(job: Job) -> Frozen:
 
 def basis_shapes(job: Job) -> tuple[Frozen, Frozen]:
     """Shapes of what `starting_weights` loads, without reading anything."""
-    known = {role: weight_shapes(assemble(experiment.load(r), outline=True)) for role, r in job.prerequisites.items()}
+    known = {
+        role: weight_shapes(assemble(experiment.load(r), outline=True))
+        for role, r in job.prerequisites.items()
+    }
     known = exact(job) | known
     initial = {"initial": known.pop("initial")} if "initial" in known else {}
     return known, initial
@@ -134,26 +144,39 @@ def product(job: Job, run: Experiment, mesh) -> Params:
     """The finished weights of an experiment, in the mesh's layout. Raises: ValueError if it is not finished."""
     template = weight_shapes(job)
     layout = meshes.shardings(template, meshes.DEFAULT, mesh)
-    return checkpoint.load_product(run.workdir, compile.with_layout(template, layout), run.config.to_dict())
+    return checkpoint.load_product(
+        run.workdir, compile.with_layout(template, layout), run.config.to_dict()
+    )
 
 
-def sample(run: Experiment, num: int, out: Path, seed: int | None, labels: list[int] | None, name: str | None) -> None:
+def sample(
+    run: Experiment,
+    num: int,
+    out: Path,
+    seed: int | None,
+    labels: list[int] | None,
+    name: str | None,
+) -> None:
     """Writes `images` (num,...) and, if there are classes, `labels` (num,) to `out`, and a grid beside it.
 
-    Images are as the data stores them: uint8 (N,H,W,C). Raises: ValueError for an unknown sampler or label, or if
-    nothing is trained yet.
+    Images are as the data stores them: uint8 (N,H,W,C).
+    Raises: ValueError for an unknown sampler or label, or if nothing is trained yet.
     """
     job, mesh = assemble(run.config), meshes.make(run.config.mesh)
     weights = product(job, run, mesh)
     samplers = job.method.samplers
     name = name or next(iter(samplers), None)
     if name not in samplers:
-        raise ValueError(f"{run.name} has no sampler {name!r}; known: {', '.join(samplers) or 'none'}.")
+        raise ValueError(
+            f"{run.name} has no sampler {name!r}; known: {', '.join(samplers) or 'none'}."
+        )
     seed, classes = run.config.seed if seed is None else seed, job.classes
     if labels is None:
         labels = generate.labels_of(job.data, seed, num)
     elif not classes or not all(0 <= label < classes for label in labels):
-        raise ValueError(f"--labels {labels} on data with {classes} classes; use numbers from 0 to {classes - 1}.")
+        raise ValueError(
+            f"--labels {labels} on data with {classes} classes; use numbers from 0 to {classes - 1}."
+        )
     labels = np.resize(np.asarray(labels, np.int32), num)
     batch_size = run.config.evaluation.batch_size
     frozen, _ = starting_weights(job, run, mesh)
@@ -164,8 +187,12 @@ def sample(run: Experiment, num: int, out: Path, seed: int | None, labels: list[
         buffer = io.BytesIO()
         np.savez(buffer, images=stored, **({"labels": labels} if classes else {}))
         files.write(out, buffer.getvalue())
-        report.grid(out.with_suffix(".png"), stored[:400], labels[:400] if classes else None, job.data.exact)
-        progress.say(f"{num} samples by {name} ({samplers[name].nfe} NFE, {1e3 * seconds:.2f} ms each): {out}")
+        report.grid(
+            out.with_suffix(".png"), stored[:400], labels[:400] if classes else None, job.data.exact
+        )
+        progress.say(
+            f"{num} samples by {name} ({samplers[name].nfe} NFE, {1e3 * seconds:.2f} ms each): {out}"
+        )
 
 
 def dry_run(run: Experiment) -> None:
@@ -174,16 +201,30 @@ def dry_run(run: Experiment) -> None:
     batch_size = run.config.train.batch_size
     meshes.check_divides(batch_size, mesh, "train.batch_size")
     (frozen, _), state = basis_shapes(job), state_shapes(job)
-    layout, frozen_layout = (meshes.shardings(tree, meshes.DEFAULT, mesh) for tree in (state, frozen))
+    layout, frozen_layout = (
+        meshes.shardings(tree, meshes.DEFAULT, mesh) for tree in (state, frozen)
+    )
     weights = job.method.weights(state)
-    progress.say(f"{run.name}: method {run.config.method.name}, {batch_size} images a step, {mesh.size} {jax.default_backend()} device(s)")
+    progress.say(
+        f"{run.name}: method {run.config.method.name}, {batch_size} images a step, "
+        f"{mesh.size} {jax.default_backend()} device(s)"
+    )
     progress.say(f"parameters of the product: {trees.count(weights):,}")
-    for title, tree, placed in (("product", weights, job.method.weights(layout)), ("state", state, layout), ("frozen", frozen, frozen_layout)):
-        progress.say(f"bytes of the {title}: {trees.nbytes(tree):,} in all, {meshes.bytes_per_device(tree, placed):,} per device")
+    for title, tree, placed in (
+        ("product", weights, job.method.weights(layout)),
+        ("state", state, layout),
+        ("frozen", frozen, frozen_layout),
+    ):
+        progress.say(
+            f"bytes of the {title}: {trees.nbytes(tree):,} in all, "
+            f"{meshes.bytes_per_device(tree, placed):,} per device"
+        )
     for name in sorted(state._fields if hasattr(state, "_fields") else ()):
         tree = getattr(state, name)
         if trees.count(tree) > 1:
-            progress.say(f"  state.{name}: {trees.count(tree):,} numbers, {trees.nbytes(tree):,} bytes")
+            progress.say(
+                f"  state.{name}: {trees.count(tree):,} numbers, {trees.nbytes(tree):,} bytes"
+            )
     batch = {"image": jax.ShapeDtypeStruct((batch_size, *job.parts.shape), np.float32),
              "label": jax.ShapeDtypeStruct((batch_size,), np.int32)}  # fmt: skip
     step = compile.train_step(job.method, layout, frozen_layout, mesh)
@@ -198,4 +239,3 @@ def measure(run: Experiment) -> None:
     weights = product(job, run, mesh)
     frozen, _ = starting_weights(job, run, mesh)
     evaluate.work(run, job, weights, frozen, mesh)
-

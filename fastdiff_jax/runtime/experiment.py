@@ -34,7 +34,9 @@ def name_of(reference: str) -> str:
 
 def known() -> list[str]:
     """Config stems of the repository."""
-    return sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in ("common", "__init__"))
+    return sorted(
+        path.stem for path in CONFIGS.glob("*.py") if path.stem not in ("common", "__init__")
+    )
 
 
 def load(reference: str) -> ConfigDict:
@@ -55,10 +57,15 @@ def load(reference: str) -> ConfigDict:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         config = module.get_config() if argument is None else module.get_config(argument)
-    except (Exception, SystemExit) as error:  # whatever a user's file raises, the answer is one line
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # whatever a user's file raises, the answer is one line
         raise ValueError(f"config {reference} failed: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
-        raise ValueError(f"config {reference}: get_config returned {type(config).__name__}, not a ConfigDict.")
+        raise ValueError(
+            f"config {reference}: get_config returned {type(config).__name__}, not a ConfigDict."
+        )
     return config
 
 
@@ -69,7 +76,7 @@ def prerequisite(reference: str, workdir: Path) -> Experiment:
 
 
 def check_writable(workdir: Path) -> None:
-    """Raises ValueError if the directory is not there and cannot be made, or cannot be written; makes nothing."""
+    """Raises ValueError if the directory cannot be made or written; makes nothing."""
     there = workdir.absolute()
     while not there.exists() and not there.is_symlink():
         there = there.parent
@@ -79,4 +86,6 @@ def check_writable(workdir: Path) -> None:
     elif not os.access(there, os.W_OK | os.X_OK):
         problem = f"{there} does not let this user write"
     if problem:
-        raise ValueError(f"workdir {workdir} cannot be written ({problem}); choose another with --workdir.")
+        raise ValueError(
+            f"workdir {workdir} cannot be written ({problem}); choose another with --workdir."
+        )

@@ -17,7 +17,9 @@ from fastdiff_jax.types import Data, Frozen, Params, Sampler
 class Generator(NamedTuple):
     """One compiled batch of a sampler."""
 
-    batch: Callable[[int, np.ndarray, np.ndarray], np.ndarray]  # (seed, indices (B,), labels (B,)) -> (B,...)
+    batch: Callable[
+        [int, np.ndarray, np.ndarray], np.ndarray
+    ]  # (seed, indices (B,), labels (B,)) -> (B,...)
     batch_size: int
     compile_seconds: float
 
@@ -46,7 +48,10 @@ def generator(
     rows, whole = meshes.rows(mesh), meshes.whole(mesh)
     # Weights keep the layout that they have; the images come back whole on every host.
     run = jax.jit(run, in_shardings=(None, None, whole, rows, rows), out_shardings=whole)
-    numbers = jax.ShapeDtypeStruct((), jnp.int32), *(jax.ShapeDtypeStruct((batch_size,), jnp.int32),) * 2
+    numbers = (
+        jax.ShapeDtypeStruct((), jnp.int32),
+        *(jax.ShapeDtypeStruct((batch_size,), jnp.int32),) * 2,
+    )
     begun = time.perf_counter()
     compiled = run.lower(params, frozen, *numbers).compile()
     seconds = time.perf_counter() - begun
@@ -62,7 +67,13 @@ def generator(
     return Generator(batch, batch_size, seconds)
 
 
-def images(generator: Generator, seed: int, labels: np.ndarray, encode: Callable, tick: Callable = lambda: None):
+def images(
+    generator: Generator,
+    seed: int,
+    labels: np.ndarray,
+    encode: Callable,
+    tick: Callable = lambda: None,
+):
     """Encoded images number 0..num-1 of a seed, and the seconds that they took.
 
     Args:
@@ -80,4 +91,3 @@ def images(generator: Generator, seed: int, labels: np.ndarray, encode: Callable
         made.append(encode(values))
         tick()
     return np.concatenate(made)[:num], seconds / (len(made) * size)
-

@@ -1,4 +1,4 @@
-"""What every config says, whatever its method: sections, keys and ranges, checked before anything is touched."""
+"""What every config says, whatever its method: sections, keys and ranges, checked first of all."""
 
 from typing import NamedTuple
 
@@ -58,7 +58,12 @@ def check(config: ConfigDict) -> None:
     _natural("seed", config.seed, 0)
     for name in ("teacher", "init_from"):
         value = config.get(name, "")
-        _require(name, value, value is None or isinstance(value, str), "a config such as edm_digits:smoke")
+        _require(
+            name,
+            value,
+            value is None or isinstance(value, str),
+            "a config such as edm_digits:smoke",
+        )
     train = registry.options(Train, config.train, "config.train")
     for name in ("batch_size", "steps", "log_every", "save_every", "keep", "patience"):
         _natural(f"train.{name}", getattr(train, name), 1)
@@ -66,7 +71,12 @@ def check(config: ConfigDict) -> None:
     evaluation = registry.options(Evaluation, config.evaluation, "config.evaluation")
     for name in ("num", "batch_size"):
         _natural(f"evaluation.{name}", getattr(evaluation, name), 1)
-    _require("evaluation.seeds", evaluation.seeds, len(evaluation.seeds) > 0, "a list of at least one seed")
+    _require(
+        "evaluation.seeds",
+        evaluation.seeds,
+        len(evaluation.seeds) > 0,
+        "a list of at least one seed",
+    )
     for seed in evaluation.seeds:
         _natural("evaluation.seeds", seed, 0)
 

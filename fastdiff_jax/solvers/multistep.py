@@ -89,7 +89,7 @@ def euler(target: str = "data", history: int | None = None) -> Solver:
 
 
 def dpmpp_rows(sigmas: np.ndarray, order: int, lower_order_final: bool = True) -> Row:
-    """Coefficients of DPM-Solver++ multistep in data prediction, with lambda = -ln sigma and h = lambda' - lambda.
+    """Coefficients of DPM-Solver++ multistep in data prediction; lambda = -ln sigma, h = lambda' - lambda.
 
         x' = (sigma'/sigma) x - p1 m0 + p2 D1 - p3 D2,    p1 = e^-h - 1,  p2 = p1/h + 1,  p3 = p2/h - 1/2
 

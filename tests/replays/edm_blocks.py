@@ -28,8 +28,8 @@ def replay_block(golden, case):
     config = golden.config(f"{case}/cfg")
     del config["in_channels"], config["emb_channels"]  # read from x and emb
     channels, taps = config.pop("out_channels"), taps_of(config)
-    heads = config.pop("num_heads", channels // config.pop("channels_per_head", 64))
-    heads = heads if config.pop("attention", False) else 0
+    heads, width = config.pop("num_heads", None), config.pop("channels_per_head", 64)
+    heads = (heads or channels // width) if config.pop("attention", False) else 0
     up, down = config.pop("up", False), config.pop("down", False)
     style = Style(taps=taps)._replace(**{STYLE[name]: value for name, value in config.items()})
     module = Block(channels, heads, up, down, style)

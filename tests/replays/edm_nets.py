@@ -22,6 +22,7 @@ def replay(golden):
 def replay_case(golden, case):
     config = golden.config(f"{case}/cfg")
     build, size = NETWORKS[config.pop("model_type")], config.pop("img_resolution")
+    config.pop("label_dropout", None)  # a matter of training: the goldens have it off
     shape, classes = (size, size, config.pop("in_channels")), config.pop("label_dim", 0)
     network = build(config, shape, classes)
     x = jnp.asarray(golden.input(f"{case}/x").transpose(0, 2, 3, 1))

@@ -173,7 +173,8 @@ def replay_training(golden, cfg, models, objective, fake, generator, teacher, ro
 def replay_closed_form(golden):
     """One-dimensional Gaussians: the expected loss by quadrature over z and n, its gradients by autodiff.
 
-    Rows: m, s^2, a, b, nu, v, sigma, alpha, E[L], dE/da, dE/db of G(z) = a z + b, with unit weight, which is identity.elements times its own divisor.
+    Rows: m, s^2, a, b, nu, v, sigma, alpha, E[L], dE/da, dE/db of G(z) = a z + b, with unit
+    weight, which is identity.elements times its own divisor.
     """
     table = golden.arrays["gs_table"]
     nodes, weights = np.polynomial.hermite_e.hermegauss(12)

@@ -18,7 +18,7 @@ def get_config(arg="full"):
         name="sid",
         alpha=1.0,
         sigma_init=2.5,
-        levels=dict(t_max=800.0),
+        levels=dict(name="karras", t_max=800.0),
         ema_half_life=20e3,
         ema_ramp=0.05,
     )

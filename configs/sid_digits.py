@@ -12,7 +12,8 @@ def get_config(arg="full"):
     config.models = {role: dict(like="teacher") for role in ("teacher", "generator", "fake")}
     config.objective = dict(name="edm", p_mean=-0.8, p_std=1.2, sigma_data=0.75)  # as the teacher's
     config.method = dict(
-        name="sid", alpha=1.2, sigma_init=2.5, levels=dict(t_max=800.0), fake_steps=1, accumulation=1,
+        name="sid", alpha=1.2, sigma_init=2.5, levels=dict(name="karras", t_max=800.0),
+        fake_steps=1, accumulation=1,
         ema_half_life=5e3, ema_ramp=0.05,
     )  # fmt: skip
     adam = dict(name="adam", b1=0.0, b2=0.999, eps=1e-8, decay="cosine", final=0.05)

@@ -15,7 +15,8 @@ def get_config(arg="full"):
     config.models = {role: dict(like="teacher") for role in ("teacher", "generator", "fake")}
     config.objective = dict(name="edm", p_mean=-1.0, p_std=1.2, sigma_data=0.65)  # as the teacher's
     config.method = dict(
-        name="sid", alpha=1.2, sigma_init=2.5, levels=dict(t_max=800.0), fake_steps=1, accumulation=1,
+        name="sid", alpha=1.2, sigma_init=2.5, levels=dict(name="karras", t_max=800.0),
+        fake_steps=1, accumulation=1,
         ema_half_life=10e3 if small else 100e3, ema_ramp=0.05,
     )  # fmt: skip
     rate = 3e-4 if small else 5e-5  # ours

@@ -6,6 +6,7 @@
 import jax.numpy as jnp
 import numpy as np
 
+from fastdiff_jax import registry
 from fastdiff_jax.processes.standard import vp as vp_process
 from fastdiff_jax.types import Array, Coefficients, Cond, Denoiser, Model, Params, Precond, expand
 
@@ -112,11 +113,7 @@ def build(config) -> Precond:
 
     Raises: ValueError naming the known ones.
     """
-    options = dict(config)
-    name = options.pop("name")
-    if name not in PRECONDS:
-        raise ValueError(f"no preconditioner {name!r}; known: {', '.join(PRECONDS)}.")
-    return PRECONDS[name](**options)
+    return registry.choose(PRECONDS, config, "preconditioner")
 
 
 def denoiser(model: Model, params: Params, cond: Cond = {}, dropout=None) -> Denoiser:

@@ -1,8 +1,9 @@
 """Modules by name: a config names a module, so a new method, network or data set is one new file."""
 
 import importlib
+import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -36,6 +37,24 @@ def entries(folder: str, attribute: str) -> dict[str, Any]:
                 raise ValueError(f"{folder}: the name {name!r} is claimed twice, last by {module}.py.")
             found[name] = value
     return found
+
+
+def choose(table: Mapping[str, Callable], config: Mapping[str, Any], kind: str) -> Any:
+    """table[config["name"]] called with the config's other entries.
+
+    Raises: ValueError naming what is known, for an unknown name or an argument that is not taken.
+    """
+    arguments = dict(config)
+    name = arguments.pop("name", None)
+    if name not in table:
+        raise ValueError(f"no {kind} {name!r}; known: {', '.join(table)}.")
+    taken = inspect.signature(table[name]).parameters
+    unknown = sorted(set(arguments) - set(taken))
+    if unknown:
+        raise ValueError(
+            f"{kind} {name} has no option {', '.join(map(repr, unknown))}; known: {', '.join(taken)}."
+        )
+    return table[name](**arguments)
 
 
 def options(kind: type, given: Mapping[str, Any], owner: str) -> Any:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fastdiff_jax import registry
 from fastdiff_jax.losses import levels as laws
 from fastdiff_jax.losses.levels import Levels
 from fastdiff_jax.rng import stream
@@ -76,8 +77,4 @@ def build(config) -> Objective:
 
     Raises: ValueError naming the known ones.
     """
-    options = dict(config)
-    name = options.pop("name")
-    if name not in OBJECTIVES:
-        raise ValueError(f"no objective {name!r}; known: {', '.join(OBJECTIVES)}.")
-    return OBJECTIVES[name](**options)
+    return registry.choose(OBJECTIVES, config, "objective")

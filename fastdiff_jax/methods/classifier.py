@@ -20,6 +20,8 @@ class Settings(NamedTuple):
 
 
 class State(NamedTuple):
+    """A classifier in training."""
+
     step: Array
     params: Params
     opt: optax.OptState

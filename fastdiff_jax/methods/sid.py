@@ -14,7 +14,7 @@ from fastdiff_jax import registry, trees
 from fastdiff_jax.losses import accumulation, identity, levels
 from fastdiff_jax.precond import denoiser
 from fastdiff_jax.rng import normal_per_image, stream
-from fastdiff_jax.types import Array, Method, Params, Parts, Sampler, expand
+from fastdiff_jax.types import Array, Denoiser, Method, Params, Parts, Sampler, expand
 
 
 class Options(NamedTuple):
@@ -22,7 +22,7 @@ class Options(NamedTuple):
 
     alpha: float = 1.2
     sigma_init: float = 2.5  # input scale and noise level of the generator
-    levels: Mapping = {}  # the generator's noise law: losses.levels.karras(**levels)
+    levels: Mapping = {"name": "karras"}  # the generator's noise law, out of losses.levels
     floor: float = 1e-5  # of the weight's denominator
     fake_scale: float = 1.0
     generator_scale: float = 100.0
@@ -34,12 +34,38 @@ class Options(NamedTuple):
 
 
 class State(NamedTuple):
+    """What SiD trains, and the average that it makes."""
+
     step: Array  # () int32, iterations done: each is a fake-score update and a generator update
     generator: Params
     ema: Params
     generator_opt: optax.OptState
     fake: Params
     fake_opt: optax.OptState
+
+
+def draws_of(key, shape, noise_draws, labels) -> dict:
+    """Latents, label, dropout key and what `noise_draws(key)` adds, for one update of a batch (B,...)."""
+    draws = {
+        "latents": jax.random.normal(stream(key, "latents"), shape),
+        "dropout": stream(key, "dropout"),
+    }
+    if labels is not None:
+        shares = jnp.log(labels)
+        draws["label"] = jax.random.categorical(stream(key, "label"), shares, shape=shape[:1])
+    return draws | noise_draws(key)
+
+
+def fake_loss(denoise: Denoiser, x: Array, draws, objective) -> Array:
+    """(B,...) denoising loss on generated images x, which stay fixed; NaN samples count zero."""
+    return objective.loss(denoise, jax.lax.stop_gradient(x), draws, guard=True)
+
+
+def generator_loss(x, noise, sigma, teacher: Denoiser, fake: Denoiser, alpha, floor) -> tuple[Array, Array]:
+    """SiD's loss (B,...) of generated images x at x_t = x + sigma noise, and the squared gap (B,...) there."""
+    x_t = x + expand(sigma, x) * noise
+    real, critic = teacher(x_t, sigma), fake(x_t, sigma)
+    return identity.elements(x, real, critic, alpha, floor), (real - critic) ** 2
 
 
 def build(config, parts: Parts) -> Method:
@@ -58,121 +84,85 @@ def build(config, parts: Parts) -> Method:
       difference of teacher and fake score at x_t (the one of the three that falls with progress); ema_beta.
     """
     config = registry.options(Options, config, "method sid")
-    generator, fake, teacher = (parts.models[name] for name in ("generator", "fake", "teacher"))
-    law = levels.karras(**config.levels)
+    models, tx = parts.models, parts.optimizers
+    law = registry.choose(levels.LEVELS, config.levels, "noise-level law")
 
     def generate(params, latents, cond, dropout=None):
         x = config.sigma_init * latents
-        return denoiser(generator, params, cond, dropout)(x, config.sigma_init)
+        return denoiser(models["generator"], params, cond, dropout)(x, config.sigma_init)
 
     def init(key, frozen):
         del key  # generator and fake score start as the teacher
         start = frozen.get("initial", frozen["teacher"])
         params, ema, psi = trees.copy(start), trees.copy(start), trees.copy(start)
-        tx = parts.optimizers
-        return State(
-            jnp.zeros((), jnp.int32),
-            params,
-            ema,
-            tx["generator"].init(params),
-            psi,
-            tx["fake"].init(psi),
-        )
+        step = jnp.zeros((), jnp.int32)
+        return State(step, params, ema, tx["generator"].init(params), psi, tx["fake"].init(psi))
 
     def draw(key, batch, variant):
-        size = len(jax.tree.leaves(batch)[0])
-        shape = (size, *parts.shape)
-
-        def common(key):
-            draws = {
-                "latents": jax.random.normal(stream(key, "latents"), shape),
-                "dropout": stream(key, "dropout"),
-            }
-            if parts.labels is not None:
-                draws["label"] = jax.random.categorical(
-                    stream(key, "label"), jnp.log(parts.labels), shape=(size,)
-                )
-            return draws
+        shape = (len(jax.tree.leaves(batch)[0]), *parts.shape)
 
         def for_fake(key):
-            return common(key) | parts.objective.draw(key, shape)
+            return parts.objective.draw(key, shape)
 
         def for_generator(key):
-            level = law.draw(stream(key, "level"), (size,))
-            return common(key) | {
-                "level": level,
-                "noise": jax.random.normal(stream(key, "noise"), shape),
-            }
+            noise = jax.random.normal(stream(key, "noise"), shape)
+            return {"level": law.draw(stream(key, "level"), shape[:1]), "noise": noise}
 
-        rounds = [for_fake(stream(key, f"fake {i}")) for i in range(config.fake_steps)]
-        return {"fake": rounds, "generator": for_generator(stream(key, "generator"))}
+        rounds = range(config.fake_steps)
+        return {
+            "fake": [draws_of(stream(key, f"fake {i}"), shape, for_fake, parts.labels) for i in rounds],
+            "generator": draws_of(stream(key, "generator"), shape, for_generator, parts.labels),
+        }
 
     def condition(part):
-        return (
-            {}
-            if parts.labels is None
-            else {"label": jax.nn.one_hot(part["label"], len(parts.labels))}
+        labels = parts.labels
+        return {} if labels is None else {"label": jax.nn.one_hot(part["label"], len(labels))}
+
+    def descend(role, loss, params, opt, draws):
+        # The dropout key has no batch axis to slice.
+        samples = {name: value for name, value in draws.items() if name != "dropout"}
+        metrics, grads = accumulation.value_and_grad(
+            loss, params, samples, draws["dropout"], config.accumulation
         )
-
-    def fake_update(state, draws):
-        size = len(draws["latents"])
-
-        def loss(params, part, dropout):
-            cond = condition(part)
-            x = jax.lax.stop_gradient(generate(state.generator, part["latents"], cond))
-            denoise = denoiser(fake, params, cond, dropout)
-            total = (
-                config.fake_scale * parts.objective.loss(denoise, x, part, guard=True).sum() / size
-            )
-            return total, {"loss_fake": total}
-
-        return accumulation.value_and_grad(
-            loss, state.fake, *apart(draws), rounds=config.accumulation
-        )
-
-    def generator_update(state, psi, frozen, draws):
-        size = len(draws["latents"])
-
-        def loss(params, part, dropout):
-            cond = condition(part)
-            x, sigma = generate(params, part["latents"], cond, dropout), law.sigma(part["level"])
-            x_t = x + expand(sigma, x) * part["noise"]
-            real = denoiser(teacher, frozen["teacher"], cond)(x_t, sigma)
-            critic = denoiser(fake, psi, cond)(x_t, sigma)
-            elements = identity.elements(x, real, critic, config.alpha, config.floor)
-            total = config.generator_scale * elements.sum() / size
-            gap = ((real - critic) ** 2).mean() * len(x) / size
-            return total, {"loss_generator": total, "gap": gap}
-
-        return accumulation.value_and_grad(
-            loss, state.generator, *apart(draws), rounds=config.accumulation
-        )
+        updates, opt = tx[role].update(grads, opt, params)
+        return optax.apply_updates(params, updates), opt, metrics
 
     def update(state, frozen, batch, draws, variant):
         size = len(draws["generator"]["latents"])
+
+        def on_fake(psi, part, dropout):
+            cond = condition(part)
+            x = generate(state.generator, part["latents"], cond)
+            elements = fake_loss(denoiser(models["fake"], psi, cond, dropout), x, part, parts.objective)
+            total = config.fake_scale * elements.sum() / size
+            return total, {"loss_fake": total}
+
         psi, fake_opt = state.fake, state.fake_opt
         for part in draws["fake"]:
-            fake_metrics, grads = fake_update(state._replace(fake=psi), part)
-            updates, fake_opt = parts.optimizers["fake"].update(grads, fake_opt, psi)
-            psi = optax.apply_updates(psi, updates)
-        metrics, grads = generator_update(state, psi, frozen, draws["generator"])
-        updates, opt = parts.optimizers["generator"].update(
-            grads, state.generator_opt, state.generator
+            psi, fake_opt, fake_metrics = descend("fake", on_fake, psi, fake_opt, part)
+
+        def on_generator(params, part, dropout):
+            cond = condition(part)
+            x = generate(params, part["latents"], cond, dropout)
+            teacher = denoiser(models["teacher"], frozen["teacher"], cond)
+            critic, sigma = denoiser(models["fake"], psi, cond), law.sigma(part["level"])
+            elements, gap = generator_loss(
+                x, part["noise"], sigma, teacher, critic, config.alpha, config.floor
+            )
+            total = config.generator_scale * elements.sum() / size
+            return total, {"loss_generator": total, "gap": gap.mean() * len(x) / size}
+
+        params, opt, metrics = descend(
+            "generator", on_generator, state.generator, state.generator_opt, draws["generator"]
         )
-        params = optax.apply_updates(state.generator, updates)
         images = trees.images_seen(state.step, size, config.start_images)
         beta = trees.half_life_beta(images, size, config.ema_half_life, config.ema_ramp)
-        ema = trees.ema(state.ema, params, beta)
-        return State(state.step + 1, params, ema, opt, psi, fake_opt), fake_metrics | metrics | {
-            "ema_beta": beta
-        }
+        state = State(
+            state.step + 1, params, trees.ema(state.ema, params, beta), opt, psi, fake_opt
+        )
+        return state, fake_metrics | metrics | {"ema_beta": beta}
 
     def sample(params, frozen, keys, cond):
         return generate(params, normal_per_image(keys, parts.shape), cond)
 
     return Method(init, draw, update, lambda state: state.ema, {"student": Sampler(1, sample)})
-
-
-def apart(draws) -> tuple[dict, Array]:
-    """Per-sample draws and the dropout key, which has no batch axis to slice."""
-    return {name: value for name, value in draws.items() if name != "dropout"}, draws["dropout"]

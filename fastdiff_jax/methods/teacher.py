@@ -31,6 +31,8 @@ class Options(NamedTuple):
 
 
 class State(NamedTuple):
+    """A teacher in training, and its average."""
+
     step: Array  # () int32, steps done
     params: Params
     ema: Params

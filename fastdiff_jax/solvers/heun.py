@@ -37,6 +37,8 @@ def heun(repeats: bool = False) -> Solver:
 
 
 class Row(NamedTuple):
+    """What churn does at one step."""
+
     hat: Array  # () level that the step is taken from
     spread: Array  # () standard deviation of the noise that leads there
 

@@ -17,6 +17,8 @@ from fastdiff_jax.types import Array, Solver, expand
 
 
 class Row(NamedTuple):
+    """Coefficients of one step, or of all with a leading axis N."""
+
     a: Array  # () or (B,) weight of x
     b: Array  # (k,) or (k,B) weights of the k latest predictions, newest first
 

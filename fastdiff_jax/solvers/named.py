@@ -20,6 +20,8 @@ class Options(NamedTuple):
 
 
 class Named(NamedTuple):
+    """A solver with the levels that make it cost what was asked."""
+
     solver: Solver
     sigmas: np.ndarray  # (N+1,) host float64
     options: Options

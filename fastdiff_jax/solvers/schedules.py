@@ -10,6 +10,7 @@ import math
 import jax
 import numpy as np
 
+from fastdiff_jax import registry
 from fastdiff_jax.precond import same
 from fastdiff_jax.types import Precond, Schedule
 
@@ -77,20 +78,11 @@ def build(config, precond: Precond | None = None) -> Schedule:
     Raises: ValueError naming the known schedules or options.
     """
     options = dict(config)
-    name = options.pop("name", None)
-    if name not in SCHEDULES:
-        raise ValueError(f"no schedule {name!r}; known: {', '.join(SCHEDULES)}.")
-    parameters = inspect.signature(SCHEDULES[name]).parameters
-    unknown = sorted(set(options) - set(parameters))
-    if unknown:
-        raise ValueError(
-            f"schedule {name} has no option {', '.join(map(repr, unknown))}; "
-            f"known: {', '.join(parameters)}."
-        )
-    if precond is not None:
-        low, high = (options.get(end, parameters[end].default) for end in ("sigma_min", "sigma_max"))
+    if precond is not None and options.get("name") in SCHEDULES:
+        taken = inspect.signature(SCHEDULES[options["name"]]).parameters
+        low, high = (options.get(end, taken[end].default) for end in ("sigma_min", "sigma_max"))
         options |= {"sigma_min": max(low, precond.sigma_min), "sigma_max": min(high, precond.sigma_max)}
-    return SCHEDULES[name](**options)
+    return registry.choose(SCHEDULES, options, "schedule")
 
 
 def _check_steps(steps: int) -> None:

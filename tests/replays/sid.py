@@ -130,7 +130,8 @@ def replay_training(golden, cfg, models, objective, fake, generator, teacher, ro
         "generator": adam(cfg["lr_gen"], cfg["beta1_gen"]),
     }
     settings = dict(
-        alpha=float(golden.input("tr_alpha")), sigma_init=cfg["sigma_init"], levels={"t_max": cfg["tmax"]},
+        alpha=float(golden.input("tr_alpha")), sigma_init=cfg["sigma_init"],
+        levels={"name": "karras", "t_max": cfg["tmax"]},
         fake_scale=cfg["ls"], generator_scale=cfg["lsg"], ema_half_life=cfg["ema_halflife_nimg"],
         ema_ramp=cfg["ema_rampup_ratio"], start_images=cfg["nimg0"], accumulation=rounds,
     )  # fmt: skip

@@ -28,5 +28,7 @@ def get_config(arg="full"):
     adam = dict(name="adam", learning_rate=1e-3, ramp_images=25600.0, decay="cosine", final=0.02)
     config.optimizers = dict(student=adam)  # ours
     config.train.update(batch_size=128, steps=steps, log_every=50, save_every=1000)
+    if not small:
+        config.evaluation.panel.features.px = dict(name="pixels", pool=2)  # 256 dimensions, as `:16`
     config.evaluation.update(num=10000, batch_size=500)
     return common.smoke(config) if "smoke" in given else config

@@ -51,7 +51,7 @@ def build(config, shape: tuple[int, ...]) -> Features:
     Raises: ValueError for an unknown name or setting, or a file that is not the one asked for.
     """
     if config["name"] == "pixels":
-        return pixels(shape)
+        return pixels(shape, **registry.options(PixelSettings, config, "features pixels")._asdict())
     if config["name"] != "classifier":
         raise ValueError(f"no features {config['name']!r}; known: pixels, classifier.")
     settings = registry.options(Settings, config, "features classifier")
@@ -66,13 +66,30 @@ def build(config, shape: tuple[int, ...]) -> Features:
     return net
 
 
-def pixels(shape: tuple[int, ...]) -> Features:
-    """The images themselves, flattened: needs no network, sees no meaning."""
+class PixelSettings(NamedTuple):
+    """How fine pixels are looked at."""
+
+    pool: int = 1  # side of the blocks that are averaged: Frechet distances cost the dimension cubed
+
+
+def pixels(shape: tuple[int, ...], pool: int = 1) -> Features:
+    """The images themselves, flattened, after means over blocks: needs no network, sees no meaning.
+
+    Raises: ValueError if the blocks do not tile the image.
+    """
+    if pool != 1 and (len(shape) != 3 or pool < 1 or shape[0] % pool or shape[1] % pool):
+        raise ValueError(f"features pixels: blocks of {pool} do not tile {shape}; use a divisor of the sides.")
 
     def apply(params, images):
+        if pool > 1:
+            height, width, channels = shape
+            blocks = (len(images), height // pool, pool, width // pool, pool, channels)
+            images = images.reshape(blocks).mean((2, 4))
         return images.reshape(len(images), -1), None
 
-    return Features("pixels", "", int(np.prod(shape)), {}, apply, {})
+    size = int(np.prod(shape)) // (pool**2 if pool > 1 else 1)
+    name = "pixels" if pool == 1 else f"pixels, {pool}x{pool} means"
+    return Features(name, "", size, {}, apply, {})
 
 
 def load(name: str, sha256: str, folder: Path = WEIGHTS) -> Features:

@@ -71,6 +71,8 @@ def smoke(config: ConfigDict) -> ConfigDict:
     """The same experiment in seconds, narrow and short: proves that it runs, not that it is good."""
     config.train.update(batch_size=16, steps=6, log_every=2, save_every=3)
     config.evaluation.update(num=64, batch_size=32, seeds=(0,))
+    if config.data.name == "tfds":  # no need to decode tens of thousands of images
+        config.data.update(max_reference=2000, in_memory=False)
     if config.evaluation.teacher_samplers:
         config.evaluation.teacher_samplers = samplers(("heun", 35), ("euler", 1))
     for model in config.models.values():

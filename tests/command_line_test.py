@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 from PIL import Image
 from sklearn import datasets
 
-from fastdiff_jax.runtime import command_line
+from fastdiff_jax.data import pipeline
+from fastdiff_jax.runtime import checkpoint, command_line, commands, experiment
 
 ROOT = Path(__file__).parents[1]
 TEACHER, STUDENT = "configs/edm_digits.py:smoke", "configs/sid_digits.py:smoke"
@@ -121,6 +123,23 @@ def test_dry_run_prints_the_official_size_and_writes_nothing(tmp_path, capsys, m
         (["--config", STUDENT, "--config.teacher=edm_nope"], "edm_nope.*known"),
         (["--config", TEACHER, "--mode", "trian"], "mode"),
         (["--config", TEACHER, "--num", "0"], "num"),
+        (["--config", TEACHER, "--seed", "-1"], "seed.*range"),
+        (["--config", TEACHER, "--config.seed=3000000000"], "config.seed .*from 0 to"),
+        (["--config", TEACHER, "--config.train.log_every=0"], "config.train.log_every .*1"),
+        (["--config", TEACHER, "--config.train=5"], "config.train takes a section of keys"),
+        (["--config", TEACHER, "--config.evaluation.seeds=()"], "config.evaluation.seeds .*one seed"),
+        (["--config", TEACHER, "--config.evaluation.panel.name=nope"], "'nope'; known: images, mixture"),
+        (["--config", TEACHER, "--config.evaluation.kind=nope"], "'nope'; known: samples"),
+        (["--config", TEACHER, "--config.optimizers.student.name=sgd"], "'sgd'; known: adam"),
+        (["--config", TEACHER, "--config.models.student.precond.name=x"], "'x'; known: edm"),
+        (["--config", STUDENT, "--config.evaluation.teacher_samplers['heun 35'].nfe=3"], "in a config file"),
+        (["--config", STUDENT, "--config.evaluation.teacher_samplers['heun 9'].nfe=1"], "known .*heun 35"),
+        (["--config", STUDENT, "--config.evaluation.seeds[1]=3"], "'1' is unknown; known there: 0"),
+        (["--config", STUDENT, "--config.teacher=classifier_digits"], "trains classifier, no denoiser"),
+        (["--config", TEACHER, "--unknown", "3"], "unknown"),
+        (["--config", TEACHER, "--mode", "sample", "--out", "samples.npy"], "ends in .npz"),
+        (["--config", TEACHER, "--mode", "sample", "--out", f"{__file__}/s.npz"], "with --out"),
+        (["--config", TEACHER, "--mode", "sample", "--labels", ""], "class numbers"),
         (["--config", TEACHER, "stray"], "stray"),
         (["--config", TEACHER, "--mode", "sample"], "train it first"),
         (["--config", TEACHER, "--mode", "eval"], "train it first"),
@@ -132,9 +151,52 @@ def test_what_cannot_be_done_is_one_line(arguments, words, capsys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_config_that_raises_is_one_line(capsys, tmp_path):
-    (tmp_path / "bad.py").write_text("def get_config(arg=''):\n    return 1 / 0\n")
-    assert "ZeroDivisionError" in refusal(capsys, "--config", tmp_path / "bad.py")
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("def get_config(arg=''):\n    return 1 / 0\n", "ZeroDivisionError"),
+        ("def get_config(arg=''):\n    return {}\n", "returned dict, not a ConfigDict"),
+        ("def get_config(:", "SyntaxError"),
+        ("raise SystemExit(0)", "SystemExit"),
+        ("X = 1", "has no attribute 'get_config'"),
+    ],
+)
+def test_a_config_file_that_fails_is_one_line(text, words, capsys, tmp_path):
+    (tmp_path / "bad.py").write_text(text)
+    line = refusal(capsys, "--config", tmp_path / "bad.py", "--workdir", tmp_path / "run")
+    assert words in line and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ("config.epochs = 3", "no setting epochs; known: data"),
+        ("config.train.step = 3", "config.train has no setting step; known: batch_size"),
+        ("del config.train.keep", "config.train needs the setting keep"),
+        ("config.train = 3", "TypeError: .*ConfigDict"),
+        ("config.train.update(dict(steps='6'))", "TypeError: .*int"),
+    ],
+)
+def test_a_config_file_with_wrong_keys_is_one_line(change, words, capsys, tmp_path):
+    text = "from configs import edm_digits\n\ndef get_config(arg='smoke'):\n"
+    body = f"    config = edm_digits.get_config(arg)\n    {change}\n    return config\n"
+    (tmp_path / "odd.py").write_text(text + body)
+    assert re.search(words, refusal(capsys, "--config", tmp_path / "odd.py", "--workdir", tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_is_no_error(flag, capsys):
+    assert run(flag) == 0
+    text = capsys.readouterr().out
+    assert "--workdir" in text and "--config.KEY=VALUE" in text and "sid_digits" in text
+
+
+def test_any_working_directory_and_the_bare_name_will_do(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("edm_digits:smoke", TEACHER):
+        assert run("--config", name, "--mode", "dry_run") == 0
+        assert "edm_digits_smoke: method teacher" in capsys.readouterr().out
 
 
 def test_data_that_are_not_prepared(capsys, tmp_path, monkeypatch):
@@ -145,7 +207,12 @@ def test_data_that_are_not_prepared(capsys, tmp_path, monkeypatch):
 
 def test_an_unwritable_workdir(capsys, tmp_path):
     (tmp_path / "file").write_text("")
-    assert "workdir" in refusal(capsys, "--config", TEACHER, "--workdir", tmp_path / "file" / "run")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        for config in (TEACHER, STUDENT):  # a student's is tried before its teacher is trained
+            line = refusal(capsys, "--config", config, "--workdir", folder)
+            assert "cannot be written" in line and "--workdir" in line
+        refusal(capsys, "--config", TEACHER, "--workdir", folder, "--mode", "sample")
+    assert (tmp_path / "file").read_text() == ""
 
 
 def test_a_run_of_another_config_is_kept(trained, capsys):
@@ -154,6 +221,69 @@ def test_a_run_of_another_config_is_kept(trained, capsys):
         capsys, "--config", TEACHER, "--workdir", trained / "edm_digits_smoke", "--config.train.steps=8"
     )
     assert "train.steps" in line and contents(trained / "edm_digits_smoke") == before
+    line = refusal(
+        capsys, "--config", TEACHER, "--workdir", trained / "edm_digits_smoke", "--mode", "sample",
+        "--config.models.student.network.model_channels=32",
+    )  # fmt: skip
+    assert "model_channels (16 there, 32 here)" in line
+
+
+def test_a_teacher_of_another_config_is_refused_before_the_student_is_begun(trained, capsys, tmp_path):
+    shutil.copytree(trained / "edm_digits_smoke", tmp_path / "edm_digits_smoke")
+    marker = tmp_path / "edm_digits_smoke" / "product.json"
+    marker.write_text(marker.read_text().replace('"seed": 0', '"seed": 7'))
+    line = refusal(capsys, "--config", STUDENT, "--workdir", tmp_path / "sid_digits_smoke")
+    assert "edm_digits_smoke was trained with another config" in line and "seed (7 there, 0 here)" in line
+    assert not (tmp_path / "sid_digits_smoke").exists()
+    marker.unlink()  # unfinished, and what it began with is another config
+    config = tmp_path / "edm_digits_smoke" / "config.json"
+    config.write_text(config.read_text().replace('"seed": 0', '"seed": 7'))
+    line = refusal(capsys, "--config", STUDENT, "--workdir", tmp_path / "sid_digits_smoke")
+    assert "holds a run of another config" in line and not (tmp_path / "sid_digits_smoke").exists()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_a_damaged_checkpoint_is_refused(damage, trained, capsys, tmp_path):
+    workdir = tmp_path / "edm_digits_smoke"
+    shutil.copytree(trained / "edm_digits_smoke", workdir)
+    (workdir / "product.json").unlink()  # killed before it was written
+    victim = workdir / "checkpoints" / "6" / "state" / "_METADATA"
+    data = victim.read_bytes()
+    victim.unlink() if damage == "missing" else victim.write_bytes(data[: len(data) // 2])
+    before = contents(workdir)
+    line = refusal(capsys, "--config", TEACHER, "--workdir", workdir)
+    assert "checkpoints/6 is damaged: state/_METADATA" in line and "continue from step 3" in line
+    assert contents(workdir) == before
+
+
+class Terminating:
+    """Batches of which the fourth comes with a SIGTERM."""
+
+    def __init__(self, batches):
+        self.batches, self.number = batches, 0
+        self.get_state, self.set_state = batches.get_state, batches.set_state
+
+    def __next__(self):
+        self.number += 1
+        if self.number == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return next(self.batches)
+
+
+def test_sigterm_leaves_an_unfinished_teacher_that_goes_on(trained, capsys, tmp_path, monkeypatch):
+    student = ("--config", STUDENT, "--workdir", tmp_path / "sid_digits_smoke")
+    with monkeypatch.context() as patch:
+        whole = pipeline.batches
+        patch.setattr(pipeline, "batches", lambda *args, **named: Terminating(whole(*args, **named)))
+        assert run(*student) == 75
+    assert "saved is step 4" in capsys.readouterr().err
+    assert "train it first" in refusal(capsys, *student, "--mode", "sample")
+    assert not (tmp_path / "sid_digits_smoke").exists()
+    teacher = experiment.Experiment(
+        "edm_digits_smoke", experiment.load("edm_digits:smoke"), tmp_path / "edm_digits_smoke"
+    )
+    assert commands.fit(teacher)
+    assert checkpoint.product(teacher.workdir) == checkpoint.product(trained / "edm_digits_smoke")
 
 
 def test_unknown_samplers_and_labels(trained, capsys):
@@ -161,6 +291,7 @@ def test_unknown_samplers_and_labels(trained, capsys):
     assert "known: student" in refusal(capsys, *base, "--sampler", "heun")
     assert "0 to 9" in refusal(capsys, *base, "--labels", "3,12")
     assert "class numbers" in refusal(capsys, *base, "--labels", "three")
+    assert not (trained / "sid_digits_smoke" / "samples.npz").exists()
 
 
 def test_a_truncated_product_is_refused(trained, capsys, tmp_path):
@@ -186,13 +317,28 @@ def child(*arguments, **environment):
     return subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True)
 
 
-def test_a_batch_that_does_not_divide_over_devices(tmp_path):
-    flags = "--xla_force_host_platform_device_count=8"
-    arguments = ("--config", TEACHER, "--workdir", tmp_path / "run", "--config.train.batch_size=12")
-    done = child(*arguments, XLA_FLAGS=flags)
+EIGHT = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+
+
+@pytest.mark.parametrize("key", ["train.batch_size", "evaluation.batch_size"])
+def test_a_batch_that_does_not_divide_over_devices(key, tmp_path):
+    arguments = ("--config", TEACHER, "--workdir", tmp_path / "run", f"--config.{key}=12")
+    done = child(*arguments, XLA_FLAGS=EIGHT)
     assert done.returncode == 2, done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith("error: ") and "multiple of 8" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr == f"error: {key} 12 does not divide over 8 devices; use a multiple of 8.\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_do_not_depend_on_the_number_of_devices(trained, tmp_path):
+    one = samples(trained, tmp_path / "one.npz", "--num", 70)
+    workdir, out = trained / "sid_digits_smoke", tmp_path / "eight.npz"
+    arguments = ("--config", STUDENT, "--workdir", workdir, "--mode", "sample", "--num", 70, "--out", out)
+    done = child(*arguments, XLA_FLAGS=EIGHT)
+    assert done.returncode == 0, done.stderr
+    eight = np.load(out)
+    np.testing.assert_array_equal(eight["labels"], one["labels"])
+    differ = np.abs(eight["images"].astype(int) - one["images"])
+    assert differ.max() <= 16 and (differ > 0).mean() < 0.01  # one of 17 levels, at a rounding edge
 
 
 def tfds_folder():

@@ -4,6 +4,7 @@ Exit codes: 0 done, 2 the request cannot be met (the line says why), 75 stopped 
 the keyboard: run the same command again to go on.
 """
 
+import functools
 import os
 import re
 import sys
@@ -35,7 +36,12 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("mode", "train", MODES, "What to do.", flag_values=values)
     flags.DEFINE_integer("num", 64, "Images to sample.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer(
-        "seed", None, "Sampling seed; the config's by default.", lower_bound=0, flag_values=values
+        "seed",
+        None,
+        "Sampling seed; the config's by default.",
+        lower_bound=0,
+        upper_bound=settings.MOST,
+        flag_values=values,
     )
     flags.DEFINE_list(
         "labels",
@@ -173,24 +179,28 @@ def _split(arguments: list[str]) -> tuple[str, list[str]]:
 
 def _check_key(config: ConfigDict, path: str) -> None:
     here = config
-    for part in path.split("."):
-        part = part.split("[")[0]
-        if not isinstance(here, ConfigDict) or part not in here:
-            keys = ", ".join(sorted(here)) if isinstance(here, ConfigDict) else "none below it"
+    for dotted, bracketed in re.findall(r"([^.\[\]]+)|\[([^\]]*)\]", path.replace("].", "]")):
+        part = dotted or bracketed.strip("'\"")
+        if isinstance(here, ConfigDict):
+            places = list(here)
+        else:
+            places = [str(i) for i in range(len(here))] if isinstance(here, (tuple, list)) else []
+        if part not in places:
+            keys = ", ".join(sorted(places)) or "none below it"
             raise ValueError(
                 f"the config has no key {path!r}: {part!r} is unknown; known there: {keys}."
             )
-        here = here[part]
+        here = here[part] if isinstance(here, ConfigDict) else here[int(part)]
+    if " " in path:
+        raise ValueError(f"no flag can name {path!r}, as it has a space; set it in a config file.")
 
 
 def _explained(message: str, config: ConfigDict) -> str:
     """absl's message; for a config key with what belongs there."""
-    match = re.match(r"flag --config\.([\w.]+)=", message)
+    match = re.match(r"flag --config\.(\w[\w.]*)=", message)
     if match is None:
         return message
-    value = config
-    for part in match[1].split("."):
-        value = value[part]
+    value = functools.reduce(lambda here, part: here[part], match[1].split("."), config)
     kind = "section of keys" if isinstance(value, ConfigDict) else type(value).__name__
     example = "" if isinstance(value, ConfigDict) else f" such as {value!r}"
     return f"{message}; config.{match[1]} takes a {kind}{example}."

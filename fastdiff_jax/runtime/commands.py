@@ -36,6 +36,7 @@ def train(run: Experiment) -> bool:
     Returns: False if SIGTERM stopped it (after saving).
     """
     check(run)
+    evaluate.check(assemble(run.config, outline=True), meshes.make(run.config.mesh))
     if not (finished(run) or fit(run)):
         return False
     measure(run)
@@ -43,19 +44,18 @@ def train(run: Experiment) -> bool:
 
 
 def check(run: Experiment) -> None:
-    """Raises ValueError for what training or measuring would only meet after hours, before anything is written.
+    """Raises ValueError for what training would only meet later, before anything is written.
 
-    That is a workdir that cannot be used, an impossible measurement or batch, of the run and of what
-    it builds on.
+    That is a workdir that cannot be used, or an impossible batch, of the run and of what it builds on.
     """
     experiment.check_writable(run.workdir)
+    if finished(run):
+        return
     job, mesh = assemble(run.config, outline=True), meshes.make(run.config.mesh)
     meshes.check_divides(run.config.train.batch_size, mesh, "train.batch_size")
-    evaluate.check(job, mesh)
-    if (run.workdir / "config.json").exists() and not finished(run):
-        checkpoint.Store(
-            run.workdir, run.config.to_dict()
-        ).close()  # another run's workdir, or one in use
+    # Several processes would race here; what they meet later is the same refusal.
+    if jax.process_count() == 1 and (run.workdir / "config.json").exists():
+        checkpoint.Store(run.workdir, run.config.to_dict()).close()  # another run's, or in use
     for reference in job.prerequisites.values():
         basis = experiment.prerequisite(reference, run.workdir)
         settings.check(basis.config)
@@ -160,8 +160,12 @@ def sample(
     """Writes `images` (num,...) and, if there are classes, `labels` (num,) to `out`, and a grid beside it.
 
     Images are as the data stores them: uint8 (N,H,W,C).
-    Raises: ValueError for an unknown sampler or label, or if nothing is trained yet.
+    Raises: ValueError for an unknown sampler or label, a file that cannot be written, or if nothing
+      is trained yet.
     """
+    if out.suffix != ".npz" or out.is_dir():
+        raise ValueError(f"--out names a file that ends in .npz; got {str(out)!r}.")
+    experiment.check_writable(out.parent, "--out")
     job, mesh = assemble(run.config), meshes.make(run.config.mesh)
     weights = product(job, run, mesh)
     samplers = job.method.samplers
@@ -173,7 +177,9 @@ def sample(
     seed, classes = run.config.seed if seed is None else seed, job.classes
     if labels is None:
         labels = generate.labels_of(job.data, seed, num)
-    elif not classes or not all(0 <= label < classes for label in labels):
+    elif not classes:
+        raise ValueError(f"--labels {labels}, but {run.name} is unconditional; leave --labels out.")
+    elif not all(0 <= label < classes for label in labels):
         raise ValueError(
             f"--labels {labels} on data with {classes} classes; use numbers from 0 to {classes - 1}."
         )

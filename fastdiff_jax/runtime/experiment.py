@@ -75,9 +75,9 @@ def prerequisite(reference: str, workdir: Path) -> Experiment:
     return Experiment(name, load(reference), workdir.parent / name)
 
 
-def check_writable(workdir: Path) -> None:
-    """Raises ValueError if the directory cannot be made or written; makes nothing."""
-    there = workdir.absolute()
+def check_writable(folder: Path, flag: str = "--workdir") -> None:
+    """Raises ValueError, naming the flag, if the directory cannot be made or written; makes nothing."""
+    there = folder.absolute()
     while not there.exists() and not there.is_symlink():
         there = there.parent
     problem = None
@@ -87,5 +87,5 @@ def check_writable(workdir: Path) -> None:
         problem = f"{there} does not let this user write"
     if problem:
         raise ValueError(
-            f"workdir {workdir} cannot be written ({problem}); choose another with --workdir."
+            f"{folder} cannot be written ({problem}); choose another place with {flag}."
         )

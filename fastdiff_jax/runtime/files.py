@@ -38,7 +38,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(Path(path).read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError:
         raise ValueError(

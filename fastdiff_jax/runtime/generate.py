@@ -38,7 +38,7 @@ def generator(
     The last bits of a network's output depend on the batch size, so images that must depend on seed and index
     only are always made in batches of the same one.
     """
-    meshes.check_divides(batch_size, mesh)
+    meshes.check_divides(batch_size, mesh, "evaluation.batch_size")
 
     def run(params, frozen, seed, indices, labels):
         key = rng.root(seed, "sample")

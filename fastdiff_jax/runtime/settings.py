@@ -6,6 +6,8 @@ from ml_collections import ConfigDict
 
 from fastdiff_jax import registry
 
+MOST = 2**31 - 1  # seeds and counts are int32 on devices
+
 
 class Sections(NamedTuple):
     """A config's own keys."""
@@ -82,8 +84,9 @@ def check(config: ConfigDict) -> None:
 
 
 def _natural(key: str, value, least: int) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    _require(key, value, whole, f"a whole number, {least} or more")
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    within = whole and least <= value <= MOST
+    _require(key, value, within, f"a whole number from {least} to {MOST}")
 
 
 def _require(key: str, value, holds: bool, what: str) -> None:

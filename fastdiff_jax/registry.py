@@ -19,10 +19,12 @@ def load(folder: str, name: str, attribute: str = "build") -> Any:
 
     Raises: ValueError naming the known modules, if there is no such module or it exports no such thing.
     """
-    modules = [module for module in known(folder) if hasattr(_module(folder, module), attribute)]
-    if name not in modules:
-        raise ValueError(f"{folder} has no {name!r}; known: {', '.join(modules)}.")
-    return getattr(_module(folder, name), attribute)
+    names = known(folder)
+    if name in names and hasattr(_module(folder, name), attribute):
+        return getattr(_module(folder, name), attribute)
+    # The others are imported only to say which would have done.
+    fitting = [other for other in names if hasattr(_module(folder, other), attribute)]
+    raise ValueError(f"{folder} has no {name!r}; known: {', '.join(fitting)}.")
 
 
 def entries(folder: str, attribute: str) -> dict[str, Any]:

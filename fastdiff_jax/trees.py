@@ -53,6 +53,18 @@ def images_seen(step: Array, batch: int, start: float = 0.0) -> Array:
     return start + jnp.asarray(step).astype(jnp.result_type(float)) * batch
 
 
+def check_fits(tree: PyTree, template: PyTree, owner: str) -> None:
+    """Raises ValueError naming a leaf, if `tree` has not the paths and shapes of `owner`'s weights."""
+    given, wanted = ({path: leaf.shape for path, leaf in named(t)} for t in (tree, template))
+    for path in [*wanted, *given]:
+        if given.get(path) != wanted.get(path):
+            raise ValueError(
+                f"the weights to start from do not fit the {owner}: its {path} is "
+                f"{wanted.get(path, 'missing')}, theirs {given.get(path, 'missing')}; start from a run of "
+                "the same network (config.teacher, config.init_from)."
+            )
+
+
 def named(tree: PyTree) -> Iterator[tuple[str, PyTree]]:
     """Pairs (path, leaf) with paths like `enc/8x8_block0/conv0/kernel`, in the tree's own order."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

@@ -22,8 +22,10 @@ def value_and_grad(loss: Callable[..., tuple[Array, PyTree]], params: Params, sa
     Raises: ValueError if the batch does not divide into rounds.
     """
     size = len(jax.tree.leaves(samples)[0])
-    if size % rounds:
-        raise ValueError(f"a batch of {size} does not divide into {rounds} accumulation rounds.")
+    if rounds < 1 or size % rounds:
+        raise ValueError(
+            f"a batch of {size} does not divide into {rounds} accumulation rounds; use a divisor."
+        )
     gradient = jax.grad(loss, has_aux=True)
     if rounds == 1:
         grads, aux = gradient(params, samples, dropout)

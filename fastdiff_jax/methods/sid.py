@@ -82,8 +82,11 @@ def build(config, parts: Parts) -> Method:
     Frozen: teacher; at `init` also "initial", weights to start from instead of the teacher's.
     Metrics: loss_fake and loss_generator, sums over pixels and means over samples; gap, the mean squared
       difference of teacher and fake score at x_t (the one of the three that falls with progress); ema_beta.
+    Raises: ValueError for unknown or impossible settings, and in `init` for weights that do not fit.
     """
     config = registry.options(Options, config, "method sid")
+    if config.fake_steps < 1:
+        raise ValueError(f"method sid: fake_steps is 1 or more; got {config.fake_steps}.")
     models, tx = parts.models, parts.optimizers
     law = registry.choose(levels.LEVELS, config.levels, "noise-level law")
 
@@ -91,9 +94,15 @@ def build(config, parts: Parts) -> Method:
         x = config.sigma_init * latents
         return denoiser(models["generator"], params, cond, dropout)(x, config.sigma_init)
 
+    def condition(part):
+        labels = parts.labels
+        return {} if labels is None else {"label": jax.nn.one_hot(part["label"], len(labels))}
+
     def init(key, frozen):
-        del key  # generator and fake score start as the teacher
-        start = frozen.get("initial", frozen["teacher"])
+        start = frozen.get("initial", frozen["teacher"])  # what generator and fake score start as
+        for role in ("generator", "fake"):
+            inputs = jnp.zeros((1, *parts.shape)), condition({"label": jnp.zeros(1, jnp.int32)})
+            trees.check_fits(start, jax.eval_shape(models[role].network.init, key, *inputs), role)
         params, ema, psi = trees.copy(start), trees.copy(start), trees.copy(start)
         step = jnp.zeros((), jnp.int32)
         return State(step, params, ema, tx["generator"].init(params), psi, tx["fake"].init(psi))
@@ -113,10 +122,6 @@ def build(config, parts: Parts) -> Method:
             "fake": [draws_of(stream(key, f"fake {i}"), shape, for_fake, parts.labels) for i in rounds],
             "generator": draws_of(stream(key, "generator"), shape, for_generator, parts.labels),
         }
-
-    def condition(part):
-        labels = parts.labels
-        return {} if labels is None else {"label": jax.nn.one_hot(part["label"], len(labels))}
 
     def descend(role, loss, params, opt, draws):
         # The dropout key has no batch axis to slice.

@@ -47,16 +47,17 @@ def build(config, parts: Parts) -> Method:
       parts: models["student"], optimizers["student"], objective, schedule, shape, labels.
     Frozen: nothing; at `init` optionally "initial", weights to start from.
     Metrics: loss, the sum over pixels and mean over samples; ema_beta.
+    Raises: ValueError for unknown settings, and in `init` for weights that do not fit.
     """
     config = registry.options(Options, config, "method teacher")
     model, tx, objective = parts.models["student"], parts.optimizers["student"], parts.objective
 
     def init(key, frozen):
+        cond = {} if parts.labels is None else {"label": jnp.zeros((1, len(parts.labels)))}
+        params = model.network.init(key, jnp.zeros((1, *parts.shape)), cond)
         if "initial" in frozen:
+            trees.check_fits(frozen["initial"], params, "student")
             params = trees.copy(frozen["initial"])
-        else:
-            cond = {} if parts.labels is None else {"label": jnp.zeros((1, len(parts.labels)))}
-            params = model.network.init(key, jnp.zeros((1, *parts.shape)), cond)
         return State(jnp.zeros((), jnp.int32), params, trees.copy(params), tx.init(params))
 
     def draw(key, batch, variant):

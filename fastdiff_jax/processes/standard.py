@@ -22,7 +22,9 @@ def vp(beta_d: float = 19.9, beta_min: float = 0.1, eps: float = 1e-5) -> Proces
         return beta_d * t**2 / 2 + beta_min * t
 
     def inverse(sigma):
-        return (jnp.sqrt(beta_min**2 + 2 * beta_d * jnp.log1p(sigma**2)) - beta_min) / beta_d
+        # The root of beta_d t^2 / 2 + beta_min t = ln(1 + sigma^2), without its cancellation at small sigma.
+        level = jnp.log1p(sigma**2)
+        return 2 * level / (beta_min + jnp.sqrt(beta_min**2 + 2 * beta_d * level))
 
     return Process(
         scale=lambda t: jnp.exp(-exponent(t) / 2),

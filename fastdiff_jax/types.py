@@ -115,6 +115,7 @@ class Solver(NamedTuple):
     plan: Callable[[np.ndarray], tuple[Hashable, ...]] = all_ones
     evaluations: Callable[[Hashable], int] = entry_itself  # plan entry -> network calls
     repeats: bool = False  # whether levels may repeat, as rounding to few trained ones makes them
+    steps: int | None = None  # the only number of steps it is made for; None: any
 
 
 class Sampler(NamedTuple):

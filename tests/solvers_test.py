@@ -147,9 +147,18 @@ def test_noise_of_an_image_does_not_depend_on_its_batch():
 
 def test_schedules_are_cut_and_rounded_to_the_model():
     discrete = precond.iddpm()
-    cut = schedules.build(dict(name="polynomial", sigma_min=1e-5, sigma_max=1e6), discrete)
+    config = schedules.clipped(dict(name="polynomial", sigma_min=1e-5, sigma_max=1e6), discrete)
+    cut = schedules.build(config, discrete)
     sigmas = schedules.rounded(cut, discrete)(6)
     assert set(sigmas[:-1]) <= set(precond.iddpm_table()) and sigmas[0] == discrete.sigma_max
+
+
+def test_levels_beyond_what_a_model_was_trained_for_are_refused():
+    asked = dict(name="polynomial", sigma_min=0.01, sigma_max=300.0)
+    with pytest.raises(ValueError, match=r"trained for noise levels from .* to 152.167; .* 300"):
+        named.sampler("euler", 5, schedule=asked, precond=precond.vp())
+    unsaid = named.sampler("euler", 5, schedule=dict(name="polynomial"), precond=precond.ve())
+    assert unsaid.sigmas[0] == 80 and unsaid.sigmas[-2] == 0.02
 
 
 def test_samplers_of_a_model_are_made_by_request():

@@ -39,7 +39,10 @@ class Steps:
 
 
 class Trace(NamedTuple):
-    """A run in full: states[i] is x at sigma_i, predictions[i] the x0 that step i started from."""
+    """A run in full: states[i] is x at sigma_i, predictions[i] the x0 of step i's first network call.
+
+    A step that makes no call (UniPC's last) has NaN there.
+    """
 
     states: Array  # (N+1, B, ...)
     predictions: Array  # (N, B, ...)
@@ -154,13 +157,18 @@ def run(
         index, first = here[0], []
 
         def watched(x, sigma):
-            x0 = denoise(x.astype(dtype), sigma).astype(x.dtype)
-            first.append(x0)
-            return x0
+            found = denoise(x.astype(dtype), sigma)  # x0, or (x0, features) of a tapped denoiser
+            found = jax.tree.map(lambda value: value.astype(x.dtype), found)
+            first.append(jax.tree.leaves(found)[0])
+            return found
 
         at = At(*here, noise and partial(noise, index), known, fresh)
         x, history = steps.step(watched, carry[1], carry[0], at, plan=entry)
-        return (x, history), (x, first[0] if known is None else known) if trace else None
+        if not trace:
+            return (x, history), None
+        if known is None and not first:
+            first.append(jnp.full_like(x, jnp.nan))
+        return (x, history), (x, first[0] if known is None else known)
 
     def rows(pick):
         table = (steps.index, steps.sigma, steps.sigma_next, steps.row)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from fastdiff_jax import registry
+from fastdiff_jax import guidance, registry
 from fastdiff_jax.solvers import driver, schedules
 from fastdiff_jax.types import Array, Denoiser, Noise, Precond, Schedule, Solver
 
@@ -17,6 +17,8 @@ class Options(NamedTuple):
     """What a sampler does besides its solver's steps."""
 
     denoise_to_zero: bool = False  # a last call: the x0 predicted at the last level is the image
+    afs: bool = False  # analytical first step: the first call's x0 is guessed (guidance.gaussian_guess)
+    threshold: bool = False  # dynamic thresholding of the steps' predictions, not of a last call
 
 
 class Named(NamedTuple):
@@ -34,6 +36,8 @@ def sampler(
     schedule: Schedule | Mapping,
     precond: Precond | None = None,
     denoise_to_zero: bool = False,
+    afs: bool = False,
+    threshold: bool = False,
     **options,
 ) -> Named:
     """The solver `name` with as many steps as cost exactly `nfe` network calls, the most if several do.
@@ -42,8 +46,11 @@ def sampler(
       schedule: N -> (N+1,) levels, or the config of one.
       precond: the model's: a schedule config is cut to its range, levels are rounded to its trained ones.
       denoise_to_zero: end with x0 at the last level, at the cost of one call.
-      options: of the solver.
-    Raises: ValueError for an unknown solver or option, and a cost that the solver cannot have.
+      afs: guess the first call's x0 instead of making the call.
+      threshold: pull predictions into [-1, 1]; published pixel-space figures of DPM-Solver++ and UniPC do.
+      options: of the solver. One that takes `nfe` or `rounding` is given the call count, the model's rounding.
+    Raises: ValueError for an unknown solver or option, a cost that the solver cannot have, and levels
+      outside the range that the model was trained at.
     """
     factories = registry.entries("solvers", "SOLVERS")
     if name not in factories:
@@ -53,42 +60,49 @@ def sampler(
     if unknown:
         raise ValueError(
             f"solver {name} has no option {', '.join(map(repr, unknown))}; "
-            f"known: {', '.join([*known, 'denoise_to_zero'])}."
+            f"known: {', '.join([*known, *Options._fields])}."
         )
     if not callable(schedule):
         schedule = schedules.build(schedule, precond)
     if precond is not None and "rounding" in known:
         options.setdefault("rounding", precond.round)
+    if "nfe" in known:
+        options["nfe"] = nfe - denoise_to_zero + afs
     solver = factories[name](**options)
 
     def cost(steps):
-        return driver.evaluations(solver, schedule(steps)) + denoise_to_zero
+        return driver.evaluations(solver, schedule(steps), afs) + denoise_to_zero
 
-    steps = bisect.bisect_right(range(1, max(nfe, 1) + 1), nfe, key=cost)
+    steps = solver.steps or bisect.bisect_right(range(1, max(nfe, 1) + 2), nfe, key=cost)
     if not steps or cost(steps) != nfe:
-        near = [cost(n) for n in (steps, steps + 1) if n > 0]
+        near = [cost(n) for n in ((steps,) if solver.steps else (steps, steps + 1)) if n > 0]
         raise ValueError(
             f"{name} cannot make exactly {nfe} network calls on this schedule; "
             f"use {' or '.join(map(str, near))}."
         )
     if precond is not None:  # only now: at step counts that were merely looked at, levels may merge
+        schedules.check_range(schedule(steps), precond)
         schedule = schedules.rounded(schedule, precond)
     sigmas = driver.levels(schedule(steps), solver.repeats)
     if denoise_to_zero and sigmas[-1] == 0:
         raise ValueError("denoise_to_zero needs a schedule that ends above zero; set zero=False.")
-    return Named(solver, sigmas, Options(denoise_to_zero))
+    return Named(solver, sigmas, Options(denoise_to_zero, afs, threshold))
 
 
-def generate(
-    denoise: Denoiser, named: Named, latents: Array, *, noise: Noise | None = None, known: Array | None = None
-) -> Array:
+def generate(denoise: Denoiser, named: Named, latents: Array, *, noise: Noise | None = None) -> Array:
     """Images (B,...) from standard normal latents (B,...): scaled to the first level and carried down.
 
     Args:
-      noise, known: as `driver.run`.
+      noise: as `driver.run`.
     """
     x = float(named.sigmas[0]) * latents
-    x = driver.sample(denoise, named.solver, x, named.sigmas, noise=noise, known=known)
+    stepped, known = denoise, None
+    if named.options.threshold:
+        stepped = guidance.thresholded(denoise)
+    if named.options.afs:
+        known = guidance.gaussian_guess(x, named.sigmas[0])
+        known = guidance.dynamic_threshold(known) if named.options.threshold else known
+    x = driver.sample(stepped, named.solver, x, named.sigmas, noise=noise, known=known)
     if named.options.denoise_to_zero:
         x = denoise(x, jnp.asarray(named.sigmas[-1], x.dtype))
     return x

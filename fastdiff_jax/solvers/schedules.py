@@ -6,6 +6,7 @@ SFD) mean N = n - 1 and end above zero; EDM's `num_steps` is N and its levels en
 
 import inspect
 import math
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -74,15 +75,39 @@ def build(config, precond: Precond | None = None) -> Schedule:
     """The schedule that `config["name"]` asks for; the other entries are its arguments.
 
     Args:
-      precond: a model whose range the schedule is cut to; `rounded` does the rest.
+      precond: a model whose range cuts the ends that the config leaves to their defaults.
     Raises: ValueError naming the known schedules or options.
     """
-    options = dict(config)
-    if precond is not None and options.get("name") in SCHEDULES:
-        taken = inspect.signature(SCHEDULES[options["name"]]).parameters
-        low, high = (options.get(end, taken[end].default) for end in ("sigma_min", "sigma_max"))
-        options |= {"sigma_min": max(low, precond.sigma_min), "sigma_max": min(high, precond.sigma_max)}
-    return registry.choose(SCHEDULES, options, "schedule")
+    given = dict(config)
+    if precond is None or given.get("name") not in SCHEDULES:
+        return registry.choose(SCHEDULES, given, "schedule")
+    return registry.choose(SCHEDULES, clipped({"name": given["name"]}, precond) | given, "schedule")
+
+
+def clipped(config: Mapping, precond: Precond) -> dict:
+    """A schedule's config with `sigma_min` and `sigma_max` cut to a model's range, as EDM's sampler does."""
+    cut = _ends(config["name"]) | dict(config)
+    if "sigma_min" in cut:
+        cut["sigma_min"] = max(cut["sigma_min"], precond.sigma_min)
+        cut["sigma_max"] = min(cut["sigma_max"], precond.sigma_max)
+    return cut
+
+
+def _ends(name):
+    """The default ends of a schedule that has any."""
+    taken = inspect.signature(SCHEDULES[name]).parameters
+    return {end: taken[end].default for end in ("sigma_min", "sigma_max") if end in taken}
+
+
+def check_range(sigmas: np.ndarray, precond: Precond) -> None:
+    """Raises ValueError if levels (N+1,), but for a last zero, lie outside a model's range."""
+    low, high = sigmas[sigmas > 0].min(), sigmas.max()
+    slack = 1 + 1e-6  # ends are computed on several ways
+    if high > precond.sigma_max * slack or low * slack < precond.sigma_min:
+        raise ValueError(
+            f"the model was trained for noise levels from {precond.sigma_min:g} to {precond.sigma_max:g}; the "
+            f"schedule asks for {low:g} to {high:g}: set sigma_min and sigma_max within the range."
+        )
 
 
 def _check_steps(steps: int) -> None:

@@ -97,9 +97,13 @@ def prepare(solver: Solver, sigmas, dtype=jnp.float32) -> Steps:
     Raises: ValueError for levels that cannot be sampled at.
     """
     sigmas = levels(sigmas, solver.repeats)
-    narrow = partial(jnp.asarray, dtype=wide(dtype))
+    width = wide(dtype)
+
+    def narrow(values):  # on the host, but for coefficients that are being learned
+        return values.astype(width) if isinstance(values, jax.Array) else np.asarray(values, width)
+
     return Steps(
-        index=jnp.arange(len(sigmas) - 1, dtype=jnp.int32),
+        index=np.arange(len(sigmas) - 1, dtype=np.int32),
         sigma=narrow(sigmas[:-1]),
         sigma_next=narrow(sigmas[1:]),
         row=jax.tree.map(narrow, solver.table(sigmas)),
@@ -172,7 +176,7 @@ def run(
 
     def rows(pick):
         table = (steps.index, steps.sigma, steps.sigma_next, steps.row)
-        return jax.tree.map(lambda values: values[pick], table)
+        return jax.tree.map(lambda values: jnp.asarray(values)[pick], table)
 
     carry, first, pieces = (x, steps.init(x, steps.row)), 0, []
     if start is not None:

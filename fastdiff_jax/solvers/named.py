@@ -1,15 +1,19 @@
 """Samplers by name and cost: a solver on the levels that make a given number of network calls."""
 
 import bisect
+import dataclasses
 import inspect
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fastdiff_jax import guidance, registry
 from fastdiff_jax.solvers import driver, schedules
+from fastdiff_jax.solvers.driver import Steps
 from fastdiff_jax.types import Array, Denoiser, Noise, Precond, Schedule, Solver
 
 
@@ -89,20 +93,42 @@ def sampler(
     return Named(solver, sigmas, Options(denoise_to_zero, afs, threshold))
 
 
-def generate(denoise: Denoiser, named: Named, latents: Array, *, noise: Noise | None = None) -> Array:
+@partial(jax.tree_util.register_dataclass, data_fields=("steps",), meta_fields=("options",))
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A sampler's numbers as arrays and its structure as static fields: an argument of jitted functions.
+
+    Samplers that differ in numbers only are then one executable.
+    """
+
+    steps: Steps
+    options: Options
+
+
+def prepare(named: Named, dtype=jnp.float32) -> Prepared:
+    """`named` for states of `dtype`, see `driver.prepare`."""
+    return Prepared(driver.prepare(named.solver, named.sigmas, dtype), named.options)
+
+
+def generate(
+    denoise: Denoiser, sampler: Named | Prepared, latents: Array, *, noise: Noise | None = None
+) -> Array:
     """Images (B,...) from standard normal latents (B,...): scaled to the first level and carried down.
 
     Args:
       noise: as `driver.run`.
     """
-    x = float(named.sigmas[0]) * latents
-    stepped, known = denoise, None
-    if named.options.threshold:
+    if isinstance(sampler, Named):
+        sampler = prepare(sampler, latents.dtype)
+    steps, options = sampler.steps, sampler.options
+    first, last = (jnp.asarray(level, latents.dtype) for level in (steps.sigma[0], steps.sigma_next[-1]))
+    x, stepped, known = first * latents, denoise, None
+    if options.threshold:
         stepped = guidance.thresholded(denoise)
-    if named.options.afs:
-        known = guidance.gaussian_guess(x, named.sigmas[0])
-        known = guidance.dynamic_threshold(known) if named.options.threshold else known
-    x = driver.sample(stepped, named.solver, x, named.sigmas, noise=noise, known=known)
-    if named.options.denoise_to_zero:
-        x = denoise(x, jnp.asarray(named.sigmas[-1], x.dtype))
+    if options.afs:
+        known = guidance.gaussian_guess(x, first)
+        known = guidance.dynamic_threshold(known) if options.threshold else known
+    x = driver.run(stepped, x, steps, noise=noise, known=known)
+    if options.denoise_to_zero:
+        x = denoise(x, last)
     return x

@@ -27,20 +27,26 @@ def guided(conditional: Denoiser, unconditional: Denoiser, scale: float) -> Deno
     return denoise
 
 
-def interval(inside: Denoiser, outside: Denoiser, low: float, high: float) -> Denoiser:
-    """`inside` where low < sigma <= high, else `outside`: guidance where it helps (arXiv:2404.07724, eq. 5).
+def interval(
+    conditional: Denoiser, unconditional: Denoiser, scale: float, low: float, high: float
+) -> Denoiser:
+    """`guided` where low < sigma <= high, else the conditional model: guidance where it helps.
 
-    Both are called at every level when sigma is traced: what is selected is the result, so that one
-    compiled body serves all levels.
+    Both are called at every level, as one compiled body serves all: two network calls each time.
 
-    Raises: ValueError for an empty interval.
+    Raises: ValueError for an empty interval or a negative scale.
+    Source: Kynkaanniemi et al. 2024 (arXiv:2404.07724), eq. 5.
     """
     if not 0 <= low < high:
         raise ValueError(f"guidance acts where low < sigma <= high; got low {low}, high {high}.")
+    if scale < 0:
+        raise ValueError(f"a guidance scale is not negative; got {scale}.")
 
     def denoise(x, sigma):
-        acts = expand((low < jnp.asarray(sigma)) & (jnp.asarray(sigma) <= high), x)
-        return jnp.where(acts, inside(x, sigma), outside(x, sigma))
+        sigma = jnp.asarray(sigma)
+        acts = expand((low < sigma) & (sigma <= high), x)
+        base, aimed = unconditional(x, sigma), conditional(x, sigma)
+        return jnp.where(acts, base + scale * (aimed - base), aimed)
 
     return denoise
 

@@ -1,13 +1,16 @@
 """From named solvers to the `Sampler`s that a report evaluates."""
 
+import functools
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 
+from fastdiff_jax import guidance, registry
 from fastdiff_jax.precond import denoiser
 from fastdiff_jax.rng import normal_per_image
 from fastdiff_jax.solvers import driver, named
-from fastdiff_jax.types import Model, Sampler, Schedule
+from fastdiff_jax.types import Cond, Denoiser, Model, Params, Sampler, Schedule
 
 
 def samplers(
@@ -21,21 +24,53 @@ def samplers(
 
     Args:
       requests: {report name: {"name": solver, "nfe": network calls, ...options of `named.sampler`}}; one
-        may have a `schedule` of its own.
+        may have a `schedule` of its own, and `guidance`, the settings of `Guidance`.
       schedule: N -> (N+1,) noise levels of the others.
       weights: name of the frozen tree to sample (a student's teacher); None for the params.
     Raises: ValueError for unknown solvers, and calls that a solver cannot make.
     """
 
-    def generate(prepared, params, frozen, keys, cond):
-        denoise = denoiser(model, params if weights is None else frozen[weights], cond)
-        noise = driver.per_image(keys, shape)
-        return named.generate(denoise, prepared, normal_per_image(keys, shape), noise=noise)
+    @functools.cache  # samplers that differ in a solver's numbers only share their programs
+    def generator(guide):
+        def generate(prepared, params, frozen, keys, cond):
+            params = params if weights is None else frozen[weights]
+            denoise = denoiser(model, params, cond) if guide is None else guide.denoiser(model, params, cond)
+            noise = driver.per_image(keys, shape)
+            return named.generate(denoise, prepared, normal_per_image(keys, shape), noise=noise)
+
+        return generate
 
     def one(request):
         settings = {"schedule": schedule, **request}
-        found = named.sampler(settings.pop("name"), settings.pop("nfe"), precond=model.precond, **settings)
-        # One function for all, with a solver's numbers as its argument: programs can be shared.
-        return Sampler(request["nfe"], jax.tree_util.Partial(generate, named.prepare(found)))
+        name, nfe, guide = settings.pop("name"), settings.pop("nfe"), settings.pop("guidance", None)
+        guide = guide and registry.options(Guidance, guide, "guidance")
+        if guide and nfe % guide.calls():
+            raise ValueError(f"guidance calls the network twice a step; use an even nfe, not {nfe}.")
+        calls = nfe // guide.calls() if guide else nfe
+        found = named.sampler(name, calls, precond=model.precond, **settings)
+        return Sampler(nfe, jax.tree_util.Partial(generator(guide), named.prepare(found)))
 
     return {name: one(request) for name, request in requests.items()}
+
+
+class Guidance(NamedTuple):
+    """Classifier-free guidance of a model that was trained with label dropout."""
+
+    scale: float  # 1 is the conditional model
+    low: float = 0.0  # acts where low < sigma <= high
+    high: float = float("inf")
+
+    def calls(self) -> int:
+        """Network calls for one prediction."""
+        return 1 if self.scale in (0, 1) else 2  # an interval with one of these acts everywhere
+
+    def denoiser(self, model: Model, params: Params, cond: Cond) -> Denoiser:
+        """The guided denoiser; a missing label stands for none. Raises: ValueError without labels."""
+        if "label" not in cond:
+            raise ValueError("guidance needs a model with labels; this one is sampled without.")
+        conditional = denoiser(model, params, cond)
+        without = {name: value for name, value in cond.items() if name != "label"}
+        unconditional = denoiser(model, params, without)
+        if self.calls() == 1 or (self.low, self.high) == (0.0, float("inf")):
+            return guidance.guided(conditional, unconditional, self.scale)
+        return guidance.interval(conditional, unconditional, self.scale, self.low, self.high)

@@ -57,7 +57,8 @@ def test_vp_input_has_unit_variance_for_unit_data_and_its_own_clock(x64):
 
 
 RANGES = {"edm": (0.0, np.inf), "vp": (1.00050e-3, 152.167), "ve": (0.02, 100.0),
-          "iddpm": (6.425e-3, 20291.17), "identity": (0.0, np.inf)}  # fmt: skip
+          "iddpm": (6.425e-3, 20291.17), "discrete": (0.0291672, 14.61464),
+          "identity": (0.0, np.inf)}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", precond.PRECONDS)

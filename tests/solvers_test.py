@@ -1,5 +1,7 @@
 """Solvers on exact flows: coefficients, closed forms, costs, churn, shared programs, and what is refused."""
 
+import math
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -43,17 +45,49 @@ def test_dpmpp_1m_is_euler():
         np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-15)
 
 
-def test_every_row_keeps_a_constant_prediction():
-    """If all predictions are x0, the exact solution is x0 + (sigma'/sigma)(x - x0): sum b = 1 - a."""
-    for order in (1, 2, 3):
-        rows = multistep.dpmpp_rows(POLYNOMIAL(9), order)
-        np.testing.assert_allclose(rows.b.sum(1), 1 - rows.a, rtol=1e-9)
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_every_row_keeps_a_constant_prediction(order):
+    """If all x0 are equal, x' = x0 + (sigma'/sigma)(x - x0); if all eps are, x' = x + (sigma' - sigma) eps."""
+    sigmas = POLYNOMIAL(9)
+    rows = multistep.dpmpp_rows(sigmas, order)
+    np.testing.assert_allclose(rows.b.sum(1), 1 - rows.a, rtol=1e-9)
+    rows = multistep.dpmpp_rows(sigmas, order, target="noise")
+    np.testing.assert_allclose(rows.b.sum(1), np.diff(sigmas), rtol=1e-9)
+    np.testing.assert_array_equal(rows.a, 1.0)
+
+
+@pytest.mark.parametrize("target", ["data", "noise"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_dpmpp_converges_in_both_targets(order, target, x64):
+    x = 10 * jax.random.normal(jax.random.key(0), (16, 3))
+    exact = x * np.sqrt((S**2 + 0.1**2) / (S**2 + 10.0**2))
+
+    def error(steps):
+        sigmas = schedules.logsnr(0.1, 10.0, zero=False)(steps)
+        solver = multistep.dpmpp(order, lower_order_final=False, target=target)
+        return jnp.abs(driver.sample(gaussian, solver, x, sigmas) - exact).max()
+
+    assert np.log2(error(80) / error(160)) > min(order, 2) - 0.3
+
+
+def test_exponentials_are_what_they_are_defined_as():
+    """phi_k+1 = sum_m H^(m+1) / (m+k+1)!, by the recursion and by the series that replaces it below 0.5."""
+    h = np.array([1e-9, 0.1, 0.4999, 0.5001, 2.0])
+    sigmas = np.exp(-np.append(0, np.cumsum(h)))
+    for target, sign in (("data", -1), ("noise", 1)):
+        found = multistep.exponentials(sigmas, target)
+        np.testing.assert_allclose(found.h, h, rtol=1e-6)
+        for k, phi in enumerate(found.phi, 1):
+            exact = sum(found.signed ** (m + 1) / math.factorial(m + k) for m in range(40))
+            np.testing.assert_allclose(phi, exact, rtol=1e-12)
+        np.testing.assert_allclose(found.signed, sign * found.h)
 
 
 def test_a_step_onto_zero_is_the_prediction():
     x = jax.random.normal(jax.random.key(0), (4, 3))
-    out = driver.sample(gaussian, multistep.euler(), x, np.array([2.0, 0.0]))
-    chex.assert_trees_all_close(out, gaussian(x, 2.0), rtol=1e-6)
+    for solver in (multistep.euler(), multistep.dpmpp(3), multistep.dpmpp(3, target="noise")):
+        out = driver.sample(gaussian, solver, x, np.array([2.0, 0.0]))
+        chex.assert_trees_all_close(out, gaussian(x, 2.0), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -190,6 +224,7 @@ def test_bad_levels_are_refused(sigmas, words):
         ("heun", 4, {}, "use 3 or 5"),
         ("euler", 0, {}, "use 1"),
         ("euler", 3, {"order": 2}, "no option 'order'"),
+        ("dpmpp_2m", 3, {"target": "v"}, "data or noise; got target 'v'"),
     ],
 )
 def test_bad_requests_are_refused(name, nfe, options, words):

@@ -7,6 +7,7 @@ Orders, warm-up and last steps live in the rows as zeros, so a whole family comp
 
 from collections.abc import Callable
 from functools import partial
+from math import factorial
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -90,61 +91,106 @@ def euler(target: str = "data", history: int | None = None) -> Solver:
     return multistep(partial(euler_rows, target=target), target, history)
 
 
-def dpmpp_rows(sigmas: np.ndarray, order: int, lower_order_final: bool = True) -> Row:
-    """Coefficients of DPM-Solver++ multistep in data prediction; lambda = -ln sigma, h = lambda' - lambda.
+class Exponentials(NamedTuple):
+    """What solvers exact in lambda = -ln sigma are made of, per step (N,): h = lambda' - lambda.
 
-        x' = (sigma'/sigma) x - p1 m0 + p2 D1 - p3 D2,    p1 = e^-h - 1,  p2 = p1/h + 1,  p3 = p2/h - 1/2
+    With H = -h for the target "data", h for "noise", and beta = 1 or sigma':
+
+        phi1 = e^H - 1,    phi2 = phi1/H - 1,    phi3 = phi2/H - 1/2!,    phi4 = phi3/H - 1/3!
+
+    A step onto zero has h = inf, where only beta phi1 has a limit: `euler_rows` hold it.
+    """
+
+    lambdas: np.ndarray  # (N+1,)
+    h: np.ndarray
+    signed: np.ndarray  # H
+    beta: np.ndarray
+    phi: np.ndarray  # (4,N)
+
+
+def exponentials(sigmas: np.ndarray, target: str) -> Exponentials:
+    """The `Exponentials` of levels (N+1,)."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        lambdas = -np.log(sigmas)
+        h = np.diff(lambdas)
+        signed = h if target == "noise" else -h
+        phi = [np.expm1(signed)]
+        for k in (1, 2, 3):
+            # The recursion cancels where steps are small; there it is summed as sum_m H^(m+1) / (m+k+1)!.
+            series = sum(signed ** (m + 1) / factorial(m + k + 1) for m in range(14))
+            phi.append(np.where(h < 0.5, series, phi[-1] / signed - 1 / factorial(k)))
+    beta = sigmas[1:] if target == "noise" else np.ones_like(h)
+    return Exponentials(lambdas, h, signed, beta, np.stack(phi))
+
+
+def dpmpp_rows(
+    sigmas: np.ndarray, order: int, lower_order_final: bool = True, target: str = "data"
+) -> Row:
+    """Coefficients of DPM-Solver++ multistep, in the terms of `Exponentials`.
+
+        x' = a x - beta (phi1 m0 + phi2 D1 + phi3 D2),    a = sigma'/sigma (data) or 1 (noise)
 
     with divided differences of the predictions, over r0 = h_{i-1}/h and r1 = h_{i-2}/h:
 
         D10 = (m0 - m1)/r0,  D11 = (m1 - m2)/r1
-        order 2: D1 = D10, p1/2 in place of -p2;  D2 = 0
+        order 2: D1 = D10, phi1/2 in place of phi2;  D2 = 0
         order 3: D1 = D10 + r0/(r0 + r1) (D10 - D11),  D2 = (D10 - D11)/(r0 + r1)
 
-    A step onto zero has h = inf and order 1: x' = m0. The third-order form is the authors', which published
-    figures are of; its D2 is half of what a third-order method needs, so it converges at order 2.
+    A step onto zero has h = inf and order 1: x' = m0 (data). The third-order form is the authors', which
+    published figures are of; its D2 is half of what a third-order method needs, so it converges at order 2.
 
-    Source: Lu et al. 2022 (arXiv:2211.01095), Alg. 2 and appendix.
+    Source: Lu et al. 2022 (arXiv:2211.01095), Alg. 2 and appendix; noise form arXiv:2206.00927.
     """
-    with np.errstate(divide="ignore"):
-        h = -np.diff(np.log(sigmas))
-    p1 = np.expm1(-h)
-    b = np.zeros((len(h), order))
-    b[:, 0] = -p1
-    for i, k in enumerate(_orders(sigmas, order, lower_order_final)):
-        m = np.eye(3)[:, :order]
+    a, first = euler_rows(sigmas, target)
+    _, h, _, beta, phi = exponentials(sigmas, target)
+    b = np.pad(first, ((0, 0), (0, order - 1)))
+    m = np.eye(3)[:, :order]
+    for i, k in enumerate(orders(sigmas, order, lower_order_final)):
         d10 = (m[0] - m[1]) * h[i] / h[i - 1] if k > 1 else 0.0
         if k == 2:
-            b[i] -= p1[i] / 2 * d10
+            b[i] -= beta[i] * phi[0, i] / 2 * d10
         elif k == 3:
             r0, r1 = h[i - 1] / h[i], h[i - 2] / h[i]
             d11 = (m[1] - m[2]) / r1
-            p2 = p1[i] / h[i] + 1
-            p3 = p2 / h[i] - 0.5
-            b[i] += p2 * (d10 + r0 / (r0 + r1) * (d10 - d11)) - p3 * (d10 - d11) / (r0 + r1)
-    return Row(sigmas[1:] / sigmas[:-1], b)
+            b[i] -= beta[i] * phi[1, i] * (d10 + r0 / (r0 + r1) * (d10 - d11))
+            b[i] -= beta[i] * phi[2, i] * (d10 - d11) / (r0 + r1)
+    return Row(a, b)
 
 
-def _orders(sigmas, order, lower_order_final):
+def orders(sigmas: np.ndarray, order: int, lower_order_final: bool) -> list[int]:
     """Order of each step: warm-up, then `order`, falling to 1 at the end if asked, 1 onto zero always."""
     steps = len(sigmas) - 1
-    for k in range(1, steps + 1):
+
+    def of(k):
         # k < order first, as the reference: a run shorter than its order does not fall at the end.
         falls = lower_order_final and k >= order
-        yield 1 if sigmas[k] == 0 else min(order, k, steps + 1 - k if falls else k)
+        return 1 if sigmas[k] == 0 else min(order, k, steps + 1 - k if falls else k)
+
+    return [of(k) for k in range(1, steps + 1)]
 
 
-def dpmpp(order: int, lower_order_final: bool = True, history: int | None = None) -> Solver:
-    """DPM-Solver++ of order 1, 2 or 3 (arXiv:2211.01095), multistep, data prediction.
+def checked(order: int, highest: int, method: str) -> int:
+    """`order`, if `method` has it. Raises: ValueError otherwise."""
+    if order not in range(1, highest + 1):
+        raise ValueError(f"{method} has orders 1 to {highest}; got {order}.")
+    return order
+
+
+def dpmpp(
+    order: int, lower_order_final: bool = True, target: str = "data", history: int | None = None
+) -> Solver:
+    """DPM-Solver++ of order 1, 2 or 3 (arXiv:2211.01095), multistep.
 
     Args:
       lower_order_final: fall to order 1 over the last steps, which is steadier with few of them.
-    Raises: ValueError for another order.
+      target: "data", as published for pixels with `threshold`; "noise", as published for latents.
+    Raises: ValueError for another order or target.
     """
-    if order not in (1, 2, 3):
-        raise ValueError(f"DPM-Solver++ has orders 1, 2 and 3; got {order}.")
-    rows = partial(dpmpp_rows, order=order, lower_order_final=lower_order_final)
-    return multistep(rows, "data", history)
+    checked(order, 3, "DPM-Solver++")
+    rows = partial(
+        dpmpp_rows, order=order, lower_order_final=lower_order_final, target=target
+    )
+    return multistep(rows, target, history)
 
 
 SOLVERS = {

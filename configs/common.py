@@ -23,6 +23,21 @@ def joined(given: set[str], *wanted: str) -> str:
     return ":" + ",".join(passed) if passed else ""
 
 
+def few_levels(**changes) -> dict:
+    """SFD's noise levels: they end above zero, higher than EDM's (arXiv:2409.19681)."""
+    return (
+        dict(name="polynomial", sigma_min=0.006, sigma_max=80.0, rho=7.0, zero=False) | changes
+    )
+
+
+def calls(given: set[str], default: int) -> int:
+    """The number of network calls among a config's words. Raises: ValueError for more than one."""
+    numbers = sorted(word for word in given if word.isdigit())
+    if len(numbers) > 1:
+        raise ValueError(f"a student makes one number of calls; got {', '.join(numbers)}.")
+    return int(numbers[0]) if numbers else default
+
+
 def base() -> ConfigDict:
     """Sections that every experiment has; data, models, method and optimizers are its own."""
     config = ConfigDict()
@@ -67,6 +82,15 @@ def usual_samplers() -> dict:
     return samplers(("heun", 35), *few)
 
 
+def study(teacher: str) -> ConfigDict:
+    """Sections of a study of a trained teacher's samplers; `study` itself is its own."""
+    config = ConfigDict()
+    config.teacher = teacher
+    config.mesh = dict(data=-1, fsdp=1)
+    config.evaluation = evaluation(seeds=(0,))
+    return config
+
+
 def smoke(config: ConfigDict) -> ConfigDict:
     """The same experiment in seconds, narrow and short: proves that it runs, not that it is good."""
     config.train.update(batch_size=16, steps=6, log_every=2, save_every=3)
@@ -76,7 +100,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     if config.evaluation.teacher_samplers:
         config.evaluation.teacher_samplers = samplers(("heun", 35), ("euler", 1))
     for model in config.models.values():
-        if "network" in model and model.network.name == "song":
+        if "network" in model and model.network.get("name") == "song":
             model.network.update(
                 model_channels=16, channel_mult=(1, 1), num_blocks=1, attn_resolutions=()
             )

@@ -7,11 +7,21 @@ import pytest
 from fastdiff_jax import precond, registry, trees
 from fastdiff_jax.losses import matching
 from fastdiff_jax.metrics import panels
-from fastdiff_jax.runtime import assemble, commands, evaluate, experiment, optimizers, settings
+from fastdiff_jax.runtime import (
+    assemble,
+    commands,
+    evaluate,
+    experiment,
+    optimizers,
+    settings,
+    study,
+)
 from fastdiff_jax.runtime import mesh as meshes
 from fastdiff_jax.solvers import schedules
 
-STEMS = experiment.known()
+KNOWN = experiment.known()
+STUDIES = [stem for stem in KNOWN if "study" in experiment.load(stem)]
+STEMS = [stem for stem in KNOWN if stem not in STUDIES]
 SECTIONS = {"seed", "teacher", "init_from", "data", "models", "method", "optimizers", "schedule",
             "objective", "train", "evaluation", "mesh"}  # fmt: skip
 
@@ -26,7 +36,7 @@ def test_configs_are_found():
     assert "common" not in STEMS
 
 
-@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("stem", KNOWN)
 def test_config_documents_itself(stem):
     """One docstring for the file, one for get_config, whose argument may be left out."""
     tree = ast.parse((experiment.CONFIGS / f"{stem}.py").read_text())
@@ -36,7 +46,7 @@ def test_config_documents_itself(stem):
     assert len(function.args.args) == len(function.args.defaults) == 1
 
 
-@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("stem", KNOWN)
 def test_an_unknown_argument_is_named(stem):
     with pytest.raises(ValueError, match="nonsense"):
         experiment.load(f"{stem}:nonsense")
@@ -111,6 +121,18 @@ def test_official_sizes(reference, size):
     assert trees.count(commands.weight_shapes(job)) == size
 
 
+@pytest.mark.parametrize("reference", [f"{stem}{end}" for stem in STUDIES for end in ("", ":smoke")])
+def test_studies_can_be_measured(reference):
+    """Every row's sampler can be made at its cost, and the teacher is a config."""
+    config = experiment.load(reference)
+    settings.check_study(config)
+    teacher = experiment.load(config.teacher)
+    assert ("smoke" in reference) == ("smoke" in config.teacher)
+    rows = study.requests(config, assemble.assemble(teacher, outline=True))
+    assert all(sampler.nfe == nfe for (_, nfe), sampler in rows.items())
+    panels.check(config.evaluation.panel.to_dict(), assemble.data_set(teacher, outline=True))
+
+
 def prerequisites(config):
     return [name for name in (config.teacher, config.init_from) if name]
 
@@ -120,4 +142,5 @@ def parts(model, config):
     if "like" not in model:
         return [model]
     assert config.teacher, "a model is like the teacher's, but there is no teacher"
-    return list(experiment.load(config.teacher).models.values())
+    above = experiment.load(config.teacher)
+    return [section for model in above.models.values() for section in parts(model, above)]

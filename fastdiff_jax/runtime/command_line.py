@@ -68,8 +68,15 @@ def define_benchmark(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("steps", 20, "Training steps to time.", lower_bound=1, flag_values=values)
 
 
+def define_study(values: flags.FlagValues) -> None:
+    """Defines the flags of launch/study.py."""
+    flags.DEFINE_string(
+        "workdir", None, "Directory of the study; runs/<config name> by default.", flag_values=values
+    )
+
+
 def parse(
-    arguments: list[str], define: Callable = define
+    arguments: list[str], define: Callable = define, check: Callable = settings.check
 ) -> tuple[flags.FlagValues, ConfigDict, str]:
     """Flags, config and the config's reference.
 
@@ -94,7 +101,7 @@ def parse(
         raise ValueError(
             f"unknown argument {extra[0]!r}; settings are given as --flag=value or --config.key=value."
         )
-    settings.check(values.config)
+    check(values.config)
     return values, values.config, reference
 
 
@@ -121,6 +128,20 @@ def benchmark(arguments: list[str]) -> int:
         name = experiment.name_of(reference)
         measurement.run(experiment.Experiment(name, config, Path("runs") / name), values.steps)
         return 0
+
+    return guarded(work)
+
+
+def study(arguments: list[str]) -> int:
+    """Runs launch/study.py and returns its exit code."""
+    from fastdiff_jax.runtime import study as measurement
+
+    def work():
+        values, config, reference = parse(arguments, define_study, settings.check_study)
+        name = experiment.name_of(reference)
+        workdir = Path(values.workdir) if values.workdir else Path("runs") / name
+        done = measurement.run(experiment.Experiment(name, config, workdir))
+        return 0 if done else INTERRUPTED
 
     return guarded(work)
 

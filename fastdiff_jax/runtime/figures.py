@@ -275,3 +275,41 @@ def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110, format="png")
     return buffer.getvalue()
+
+
+def frontier(title: str, cells: Sequence, floors: Mapping[str, float]) -> bytes:
+    """The PNG of a study: each measure against NFE; solvers that are best at some count in colour.
+
+    Args:
+      cells: `study.Cell`s.
+      floors: what real data score, by column; the columns that are drawn, before the distance.
+    """
+    measures = {column: (heading(column), lambda cell, c=column: cell.values[c]) for column in floors}
+    measures["distance"] = ("Distance to the converged samples", lambda cell: cell.distance)
+    with rc_context(STYLE):
+        figure = _figure((15, 6.5))
+        figure.suptitle(title, x=0.012, ha="left", fontsize=15, fontweight="bold")
+        for ax, (column, (text, value)) in zip(_row(figure, len(measures)), measures.items()):
+            _scale(ax, [value(cell) for cell in cells])
+            if column in floors:
+                ax.axhline(floors[column], color=FLOOR_COLOR, lw=1.2, ls=(0, (4, 3)))
+            colors = dict(zip(_leaders(cells, value), (*TEACHER_COLORS, *TRAINED_COLORS)))
+            for solver in dict.fromkeys(cell.solver for cell in cells):
+                line = sorted((cell.nfe, value(cell)) for cell in cells if cell.solver == solver)
+                strong = solver in colors
+                ax.plot(*zip(*line), color=colors.get(solver, REAL_COLOR), lw=2 if strong else 0.9,
+                        marker="o", ms=5 if strong else 0, mec="white", mew=0.6, zorder=3 if strong else 2,
+                        label=solver if strong else None)  # fmt: skip
+            _call_axis(ax, sorted({cell.nfe for cell in cells}))
+            ax.set_title(text)
+            ax.legend(loc="upper right", fontsize=8.5, title="best at some NFE", title_fontsize=8.5)
+        return _png(figure)
+
+
+def _leaders(cells: Sequence, value) -> list[str]:
+    """Solvers that are the best at some count, the most often best first."""
+    best = [
+        min((cell for cell in cells if cell.nfe == nfe), key=value).solver
+        for nfe in sorted({cell.nfe for cell in cells})
+    ]
+    return sorted(dict.fromkeys(best), key=lambda solver: -best.count(solver))

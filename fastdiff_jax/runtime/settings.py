@@ -26,6 +26,23 @@ class Sections(NamedTuple):
     objective: ConfigDict | None = None
 
 
+class StudySections(NamedTuple):
+    """A study's own keys."""
+
+    study: ConfigDict
+    teacher: str  # config reference
+    evaluation: ConfigDict
+    mesh: ConfigDict
+
+
+class Study(NamedTuple):
+    """Which samplers a study compares."""
+
+    solvers: ConfigDict  # row name -> a sampler's request; its `nfe` are counts of its own
+    nfe: tuple[int, ...]  # counts of the others
+    reference: ConfigDict  # request of the samples that distances are taken from
+
+
 class Train(NamedTuple):
     """How long to train, and what to write meanwhile; steps and images are positive whole numbers."""
 
@@ -52,6 +69,8 @@ class Evaluation(NamedTuple):
 
 def check(config: ConfigDict) -> None:
     """Raises ValueError naming the key for one that is unknown, missing, of another type or out of range."""
+    if "study" in config:
+        raise ValueError("this config is a study; run it with launch/study.py.")
     registry.options(Sections, config, "the config")
     for name in ("data", "models", "method", "optimizers", "train", "evaluation", "mesh"):
         _require(name, config[name], isinstance(config[name], ConfigDict), "a section of keys")
@@ -70,6 +89,23 @@ def check(config: ConfigDict) -> None:
     for name in ("batch_size", "steps", "log_every", "save_every", "keep", "patience"):
         _natural(f"train.{name}", getattr(train, name), 1)
     _natural("train.milestones", train.milestones, 0)
+    _check_evaluation(config)
+
+
+def check_study(config: ConfigDict) -> None:
+    """`check` for a study."""
+    if "study" not in config:
+        raise ValueError("this config is no study; run it with launch/main.py.")
+    registry.options(StudySections, config, "the config")
+    study = registry.options(Study, config.study, "config.study")
+    _require("study.solvers", study.solvers, len(study.solvers) > 0, "at least one sampler")
+    for count in study.nfe:
+        _natural("study.nfe", count, 1)
+    _require("teacher", config.teacher, bool(config.teacher), "a config such as edm_digits")
+    _check_evaluation(config)
+
+
+def _check_evaluation(config: ConfigDict) -> None:
     evaluation = registry.options(Evaluation, config.evaluation, "config.evaluation")
     for name in ("num", "batch_size"):
         _natural(f"evaluation.{name}", getattr(evaluation, name), 1)

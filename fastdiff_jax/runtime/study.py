@@ -1,0 +1,259 @@
+"""A study: one trained teacher under many samplers and call counts, into one table and one picture.
+
+A row is written when it is measured, so a study that was stopped goes on where it was; a row whose settings,
+weights or data have changed is measured again.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from fastdiff_jax.metrics import panels
+from fastdiff_jax.runtime import (
+    checkpoint,
+    commands,
+    evaluate,
+    experiment,
+    files,
+    generate,
+    progress,
+    report,
+    results,
+    settings,
+)
+from fastdiff_jax.runtime import mesh as meshes
+from fastdiff_jax.runtime.assemble import Job, assemble
+from fastdiff_jax.runtime.experiment import Experiment
+from fastdiff_jax.solvers import sampling
+from fastdiff_jax.types import Params, Sampler
+
+
+class Cell(NamedTuple):
+    """A solver at one cost."""
+
+    solver: str  # by its name in the study
+    nfe: int
+    values: Mapping[str, float]  # the panel's columns
+    distance: float  # mean over images of the RMS difference from the reference, the same noise given
+    ms_per_image: float
+    compile_seconds: float  # zero if the program of an earlier row served
+
+
+class Bench(NamedTuple):
+    """What all rows share."""
+
+    job: Job
+    weights: Params
+    panel: panels.Panel
+    labels: np.ndarray  # (num,)
+    mesh: Mesh
+    seed: int
+    batch_size: int
+    identity: Mapping[str, Any]  # of weights, data and measures: a row holds for these only
+    programs: dict  # compiled samplers by structure
+
+
+def run(study: Experiment) -> bool:
+    """Measures what is missing and writes report.md, report.png and card.json.
+
+    The teacher is trained first if it has not been. Returns: False if SIGTERM stopped that.
+    Raises: ValueError for unknown solvers, costs that a solver cannot have, and a workdir in use.
+    """
+    experiment.check_writable(study.workdir)
+    basis = experiment.prerequisite(study.config.teacher, study.workdir)
+    settings.check(basis.config)
+    check(study, basis)
+    if not commands.finished(basis):
+        commands.check(basis)
+        if not commands.fit(basis):
+            return False
+    study.workdir.mkdir(parents=True, exist_ok=True)
+    lock = files.Lock(study.workdir)
+    try:
+        measure(study, bench(study, basis), basis)
+    finally:
+        lock.release()
+    return True
+
+
+def check(study: Experiment, basis: Experiment) -> None:
+    """Raises ValueError for what could not be measured once the teacher is trained; reads no image."""
+    job, config = assemble(basis.config, outline=True), study.config.evaluation
+    requests(study.config, job)
+    panels.check(config.panel.to_dict(), job.data)
+    meshes.check_divides(config.batch_size, meshes.make(study.config.mesh), "evaluation.batch_size")
+
+
+def requests(config, job: Job) -> dict[tuple[str, int], Sampler]:
+    """The sampler of every row, by solver and calls, in the table's order.
+
+    Raises: ValueError as `named.sampler`.
+    """
+    rows = {}
+    for solver, request in config.study.solvers.to_dict().items():
+        counts = request.pop("nfe", config.study.nfe)
+        rows |= {(solver, nfe): {**request, "nfe": nfe} for nfe in counts}
+    # One call: samplers of one call share their programs.
+    return sampling.samplers(rows, job.parts.models["student"], job.parts.schedule, job.data.shape)
+
+
+def bench(study: Experiment, basis: Experiment) -> Bench:
+    """Loads the teacher, the data and the measures."""
+    config, job, mesh = study.config.evaluation, assemble(basis.config), meshes.make(study.config.mesh)
+    panel, seed = panels.build(config.panel.to_dict(), job.data), config.seeds[0]
+    product = checkpoint.product(basis.workdir)
+    identity = dict(
+        weights=product.fingerprint, data=job.data.fingerprint, nets=panel.nets, num=config.num, seed=seed,
+        batch_size=config.batch_size, schedule=basis.config.schedule.to_dict(),
+        reference=study.config.study.reference.to_dict(),
+    )  # fmt: skip
+    labels = generate.labels_of(job.data, seed, config.num)
+    weights = commands.product(job, basis, mesh)
+    return Bench(job, weights, panel, labels, mesh, seed, config.batch_size, identity, {})
+
+
+def measure(study: Experiment, bench: Bench, basis: Experiment) -> None:
+    """Rows that are not there yet, then the report."""
+    rows = requests(study.config, bench.job)
+    asked = study.config.study.solvers.to_dict()
+    with progress.count(len(rows) + 1, "row") as bar:
+        bar.set_description("reference")
+        reference = reference_samples(study, bench)
+        bar.update()
+        cells = []
+        for (solver, nfe), sampler in rows.items():
+            bar.set_description(f"{solver} {nfe}")
+            path = study.workdir / "rows" / f"{solver.replace(' ', '_')}_{nfe}.json"
+            identity = digest({**bench.identity, "request": asked[solver], "nfe": nfe})
+            cell = stored(path, identity)
+            if cell is None:
+                cell = one(solver, sampler, reference, bench)
+                files.write_json(path, {"identity": identity, "cell": cell._asdict()})
+            cells.append(cell)
+            bar.update()
+    write(study, bench, cells, basis)
+
+
+def one(solver: str, sampler: Sampler, reference: np.ndarray, bench: Bench) -> Cell:
+    """Samples one row's images and measures them."""
+    values, seconds, compiled = samples(sampler, bench)
+    difference = (values - reference).reshape(len(values), -1)
+    measured = bench.panel.measure(bench.job.data.encode(values), bench.labels)
+    distance = float(np.sqrt(np.mean(difference**2, axis=1)).mean())
+    numbers = {column: float(value) for column, value in measured.items()}
+    return Cell(solver, sampler.nfe, numbers, distance, 1e3 * seconds, compiled)
+
+
+def samples(sampler: Sampler, bench: Bench) -> tuple[np.ndarray, float, float]:
+    """Images in model units (num,...), seconds an image, and seconds of compiling."""
+    maker = generate.generator(
+        sampler, bench.weights, {}, bench.job.classes, bench.batch_size, bench.mesh, bench.programs
+    )
+    values, seconds = generate.images(maker, bench.seed, bench.labels, np.asarray)
+    return values, seconds, maker.compile_seconds
+
+
+def reference_samples(study: Experiment, bench: Bench) -> np.ndarray:
+    """The teacher's samples at a cost where more calls change nothing, from the same noise."""
+    path, identity = study.workdir / "reference.npz", digest(bench.identity)
+    if path.exists():
+        with np.load(path, allow_pickle=False) as archive:
+            if str(archive["identity"]) == identity:
+                return archive["values"]
+    parts, shape = bench.job.parts, bench.job.data.shape
+    request = {"reference": study.config.study.reference.to_dict()}
+    made = sampling.samplers(request, parts.models["student"], parts.schedule, shape)
+    values, *_ = samples(made["reference"], bench)
+    buffer = io.BytesIO()
+    np.savez(buffer, identity=identity, values=values)
+    files.write(path, buffer.getvalue())
+    return values
+
+
+def stored(path: Path, identity: str) -> Cell | None:
+    """The row in a file, if it is of this very measurement."""
+    found = files.read_json(path)
+    return Cell(**found["cell"]) if found and found["identity"] == identity else None
+
+
+def digest(value: Any) -> str:
+    """sha256 of a value's JSON text."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def write(study: Experiment, bench: Bench, cells: Sequence[Cell], basis: Experiment) -> None:
+    """The report of all rows; on process 0 only."""
+    if jax.process_index() != 0:
+        return
+    from fastdiff_jax.runtime import figures  # matplotlib: a second of imports
+
+    headline = bench.panel.headline
+    floor = evaluate.spread([bench.panel.floor(len(bench.labels), seed) for seed in range(3)])
+    about = {
+        "title": study.name,
+        "teacher": {"config": basis.name, **bench.identity},
+        "floor": {column: dict(mean=m, std=s) for column, (m, s) in floor.items()},
+        "results": [cell._asdict() for cell in cells],
+        "versions": report.versions(),
+        "device": report.device(),
+    }
+    text = "\n".join(markdown(study, bench, cells, basis, floor)) + "\n"
+    picture = figures.frontier(study.name, cells, {column: floor[column][0] for column in headline})
+    files.write_json(study.workdir / "card.json", about)
+    files.write(study.workdir / "report.png", picture)
+    files.write(study.workdir / "report.md", text.encode())
+    progress.say(f"report: {study.workdir / 'report.md'}")
+
+
+def markdown(
+    study: Experiment, bench: Bench, cells: Sequence[Cell], basis: Experiment, floor: Mapping
+) -> list[str]:
+    """The lines of report.md: a table a measure, solvers down and calls across."""
+    request, hardware = study.config.study.reference, report.device()
+    said = f"{len(bench.labels)} samples a row, sampling seed {bench.seed}, teacher {basis.name}"
+    lines = [f"# {study.name}", "", f"{said}. Bold: the best of its column.", ""]
+    for column in bench.panel.headline:
+        mean, deviation = floor[column]
+        note = f"{bench.panel.floor_name}: {report.spread(mean, deviation)}"
+        of = {(cell.solver, cell.nfe): cell.values[column] for cell in cells}
+        lines += [f"## {results.heading(column)}", "", f"{note}.", "", *grid(of), ""]
+    of = {(cell.solver, cell.nfe): cell.distance for cell in cells}
+    note = f"RMS difference per image from {request.name} at {request.nfe} NFE, the same noise given."
+    lines += ["## Distance to the converged samples", "", note, "", *grid(of), ""]
+    of = {(cell.solver, cell.nfe): cell.ms_per_image for cell in cells}
+    lines += ["## ms per image", "", *grid(of), ""]
+    of = {(cell.solver, cell.nfe): cell.compile_seconds for cell in cells}
+    note = "Zero: the program of an earlier row served, with other numbers."
+    lines += ["## Seconds of compiling", "", note, "", *grid(of, best=False), ""]
+    lines += [
+        "![Distances by network calls](report.png)",
+        "",
+        f"{hardware['count']} x {hardware['kind']} ({hardware['platform']}); "
+        + ", ".join(f"{name} {version}" for name, version in report.versions().items()),
+    ]
+    return lines
+
+
+def grid(values: Mapping[tuple[str, int], float], best: bool = True) -> list[str]:
+    """A Markdown table of numbers by solver and calls; a cell that was not asked for is empty."""
+    solvers, counts = dict.fromkeys(s for s, _ in values), sorted({nfe for _, nfe in values})
+    least = {nfe: min(value for (_, n), value in values.items() if n == nfe) for nfe in counts}
+    lines = [
+        "| solver \\ NFE | " + " | ".join(map(str, counts)) + " |",
+        "| --- |" + " ---: |" * len(counts),
+    ]
+    for solver in solvers:
+        row = []
+        for nfe in counts:
+            value = values.get((solver, nfe))
+            text = "" if value is None else results.number(value)
+            row.append(f"**{text}**" if best and value is not None and value == least[nfe] else text)
+        lines.append(f"| {solver} | " + " | ".join(row) + " |")
+    return lines

@@ -1,6 +1,7 @@
 """EDM's second-order sampler, deterministic and with churn (Karras et al. 2022, arXiv:2206.00364)."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -8,12 +9,9 @@ import numpy as np
 from fastdiff_jax.precond import same
 from fastdiff_jax.solvers.driver import predict
 from fastdiff_jax.solvers.schedules import on_host
-from fastdiff_jax.types import Array, Solver, expand
-
-
-def calls(sigmas: np.ndarray) -> tuple[int, ...]:
-    """The plan: two calls a step, one onto sigma = 0, where the network is undefined."""
-    return tuple(1 if sigma == 0 else 2 for sigma in sigmas[1:])
+from fastdiff_jax.solvers.singlestep import calls
+from fastdiff_jax.solvers.stochastic import noised
+from fastdiff_jax.types import Array, At, Solver, expand
 
 
 def trapezium(denoise, _, x, at, *, plan):
@@ -27,13 +25,15 @@ def trapezium(denoise, _, x, at, *, plan):
     return x + h * (slope + back) / 2, None
 
 
-def heun(repeats: bool = False) -> Solver:
+def heun(repeats: bool = False, lower_order_final: bool = False) -> Solver:
     """EDM's second-order step (Alg. 1): two calls, one for a step onto sigma = 0.
 
     Args:
       repeats: accept equal neighbouring levels, as the reference does after rounding; such steps are wasted.
+      lower_order_final: an Euler step at the end, wherever that is, as in the Sampler Scheduler's segments.
     """
-    return Solver(trapezium, plan=calls, repeats=repeats)
+    plan = partial(calls, stages=2, lower_order_final=lower_order_final)
+    return Solver(trapezium, plan=plan, repeats=repeats)
 
 
 class Row(NamedTuple):
@@ -43,14 +43,49 @@ class Row(NamedTuple):
     spread: Array  # () standard deviation of the noise that leads there
 
 
-def churned(denoise, _, x, at, *, plan):
-    """Noise up to `hat`, then the deterministic step from there."""
+class Churn(NamedTuple):
+    """Noise added before each step: the settings of `heun_churn`, which see, in the same order."""
+
+    amount: float
+    low: float
+    high: float
+    scale: float
+    rounding: Callable[[Array], Array]
+
+    def rows(self, sigmas: np.ndarray) -> Row:
+        """The (N,) hats and spreads of levels (N+1,)."""
+        sigma = sigmas[:-1]
+        gate = (self.low <= sigma) & (sigma <= self.high)
+        gamma = np.where(gate, min(self.amount / len(sigma), np.sqrt(2) - 1), 0.0)
+        hat = sigma * (1 + gamma)
+        hat = hat if self.rounding is same else on_host(self.rounding, hat)
+        # On the host: in the graph's precision the difference may come out negative.
+        return Row(hat, np.sqrt(np.maximum(hat**2 - sigma**2, 0.0)) * self.scale)
+
+
+def churn(s_churn: float, s_min: float, s_max: float, s_noise: float, rounding) -> Churn:
+    """The `Churn` of EDM's settings. Raises: ValueError for negative churn or noise, and for an empty gate."""
+    if s_churn < 0 or s_noise < 0:
+        raise ValueError(f"s_churn and s_noise are amounts of noise; got {s_churn} and {s_noise}.")
+    if s_min > s_max:
+        raise ValueError(f"churn acts from s_min to s_max; got {s_min} > {s_max}.")
+    return Churn(s_churn, s_min, s_max, s_noise, rounding)
+
+
+def lifted(x: Array, at: At) -> tuple[Array, At]:
+    """x with the noise that leads to the row's `hat`, and where the step is then.
+
+    Raises: ValueError if x0 is known, or if the run has no noise.
+    """
     if at.known is not None:
         raise ValueError("churn moves x before its first network call, so no prediction can be known.")
-    if at.noise is None:
-        raise ValueError("churn draws noise at every step; pass noise, e.g. driver.per_image(keys, shape).")
-    x = x + expand(at.row.spread, x) * at.noise(0)
-    return trapezium(denoise, _, x, at._replace(sigma=at.row.hat), plan=plan)
+    return noised(x, at, "churn"), at._replace(sigma=at.row.hat)
+
+
+def churned(denoise, _, x, at, *, plan):
+    """Noise up to `hat`, then the deterministic step from there."""
+    x, at = lifted(x, at)
+    return trapezium(denoise, None, x, at, plan=plan)
 
 
 def heun_churn(
@@ -59,6 +94,7 @@ def heun_churn(
     s_max: float = float("inf"),
     s_noise: float = 1.0,
     rounding: Callable[[Array], Array] = same,
+    lower_order_final: bool = False,
 ) -> Solver:
     """EDM's stochastic sampler (Alg. 2): each step first adds noise.
 
@@ -69,24 +105,13 @@ def heun_churn(
 
     Args:
       rounding: to the levels the model was trained at, `Precond.round`.
+      lower_order_final: as `heun`.
     Raises: ValueError for negative churn or noise, and for an empty gate.
     """
-    if s_churn < 0 or s_noise < 0:
-        raise ValueError(f"s_churn and s_noise are amounts of noise; got {s_churn} and {s_noise}.")
-    if s_min > s_max:
-        raise ValueError(f"churn acts from s_min to s_max; got {s_min} > {s_max}.")
-
-    def table(sigmas):
-        sigma = sigmas[:-1]
-        gate = (s_min <= sigma) & (sigma <= s_max)
-        gamma = np.where(gate, min(s_churn / len(sigma), np.sqrt(2) - 1), 0.0)
-        hat = sigma * (1 + gamma)
-        hat = hat if rounding is same else on_host(rounding, hat)
-        # On the host: in the graph's precision the difference may come out negative.
-        return Row(hat, np.sqrt(np.maximum(hat**2 - sigma**2, 0.0)) * s_noise)
-
+    rows = churn(s_churn, s_min, s_max, s_noise, rounding).rows
+    plan = partial(calls, stages=2, lower_order_final=lower_order_final)
     # Rounding may merge levels; a step between equal ones still exchanges noise here.
-    return Solver(churned, table=table, plan=calls, repeats=rounding is not same)
+    return Solver(churned, table=rows, plan=plan, repeats=rounding is not same)
 
 
 SOLVERS = {"heun": heun, "heun_churn": heun_churn}

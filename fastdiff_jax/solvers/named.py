@@ -3,7 +3,7 @@
 import bisect
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fastdiff_jax import guidance, registry
-from fastdiff_jax.solvers import driver, schedules
+from fastdiff_jax.solvers import driver, picard, schedules
 from fastdiff_jax.solvers.driver import Steps
 from fastdiff_jax.types import Array, Denoiser, Noise, Precond, Schedule, Solver
 
@@ -23,6 +23,7 @@ class Options(NamedTuple):
     denoise_to_zero: bool = False  # a last call: the x0 predicted at the last level is the image
     afs: bool = False  # analytical first step: the first call's x0 is guessed (guidance.gaussian_guess)
     threshold: bool = False  # dynamic thresholding of the steps' predictions, not of a last call
+    parallel: picard.Settings | None = None  # many steps at once, by Picard iteration
 
 
 class Named(NamedTuple):
@@ -42,6 +43,7 @@ def sampler(
     denoise_to_zero: bool = False,
     afs: bool = False,
     threshold: bool = False,
+    parallel: Mapping | None = None,
     **options,
 ) -> Named:
     """The solver `name` with as many steps as cost exactly `nfe` network calls, the most if several do.
@@ -52,6 +54,8 @@ def sampler(
       denoise_to_zero: end with x0 at the last level, at the cost of one call.
       afs: guess the first call's x0 instead of making the call.
       threshold: pull predictions into [-1, 1]; published pixel-space figures of DPM-Solver++ and UniPC do.
+      parallel: {"window", "tolerance"}: take many steps at once, see `solvers.picard`. `nfe` is then what the
+        solver costs step by step; `run` says what it was.
       options: of the solver. One that takes `nfe` or `rounding` is given the call count, the model's rounding.
     Raises: ValueError for an unknown solver or option, a cost that the solver cannot have, and levels
       outside the range that the model was trained at.
@@ -77,9 +81,11 @@ def sampler(
     def cost(steps):
         return driver.evaluations(solver, schedule(steps), afs) + denoise_to_zero
 
-    steps = solver.steps or bisect.bisect_right(range(1, max(nfe, 1) + 2), nfe, key=cost)
+    only = solver.steps or getattr(schedule, "steps", None)  # a list of levels is for one number of steps
+    # No more steps than calls, as a discrete model may have no more levels; AFS gives one step for nothing.
+    steps = only or bisect.bisect_right(range(1, max(nfe, 1) + 1 + afs), nfe, key=cost)
     if not steps or cost(steps) != nfe:
-        near = [cost(n) for n in ((steps,) if solver.steps else (steps, steps + 1)) if n > 0]
+        near = [cost(n) for n in ((steps,) if only else (steps, steps + 1)) if n > 0]
         raise ValueError(
             f"{name} cannot make exactly {nfe} network calls on this schedule; "
             f"use {' or '.join(map(str, near))}."
@@ -90,10 +96,15 @@ def sampler(
     sigmas = driver.levels(schedule(steps), solver.repeats)
     if denoise_to_zero and sigmas[-1] == 0:
         raise ValueError("denoise_to_zero needs a schedule that ends above zero; set zero=False.")
-    return Named(solver, sigmas, Options(denoise_to_zero, afs, threshold))
+    if parallel is not None:
+        parallel = registry.options(picard.Settings, parallel, "parallel")
+        picard.check(solver, sigmas, *parallel)
+        if afs:
+            raise ValueError("afs guesses a call in a row and parallel spares them; drop one of them.")
+    return Named(solver, sigmas, Options(denoise_to_zero, afs, threshold, parallel))
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("steps",), meta_fields=("options",))
+@partial(jax.tree_util.register_dataclass, data_fields=("steps",), meta_fields=("options", "calls"))
 @dataclasses.dataclass(frozen=True)
 class Prepared:
     """A sampler's numbers as arrays and its structure as static fields: an argument of jitted functions.
@@ -101,13 +112,19 @@ class Prepared:
     Samplers that differ in numbers only are then one executable.
     """
 
-    steps: Steps
+    steps: Steps | picard.Windows
     options: Options
+    calls: int  # of the network, step by step
 
 
 def prepare(named: Named, dtype=jnp.float32) -> Prepared:
     """`named` for states of `dtype`, see `driver.prepare`."""
-    return Prepared(driver.prepare(named.solver, named.sigmas, dtype), named.options)
+    solver, sigmas, options = named
+    calls = driver.evaluations(solver, sigmas, options.afs) + options.denoise_to_zero
+    if options.parallel is None:
+        return Prepared(driver.prepare(solver, sigmas, dtype), options, calls)
+    settings = options.parallel._asdict() | {"scale": picard.unit_scale(sigmas)}
+    return Prepared(picard.prepare(solver, sigmas, dtype, **settings), options, calls)
 
 
 def generate(
@@ -118,9 +135,26 @@ def generate(
     Args:
       noise: as `driver.run`.
     """
+    return run(denoise, sampler, latents, noise=noise).x
+
+
+def run(
+    denoise: Denoiser,
+    sampler: Named | Prepared,
+    latents: Array,
+    *,
+    noise: Noise | None = None,
+    place: Callable[[Array], Array] | None = None,
+) -> picard.Picard:
+    """Images as `generate`'s, with the network calls in a row and in all that they took.
+
+    Args:
+      place: as `picard.run`; other samplers have no window to place.
+    """
     if isinstance(sampler, Named):
         sampler = prepare(sampler, latents.dtype)
-    steps, options = sampler.steps, sampler.options
+    options, parallel = sampler.options, isinstance(sampler.steps, picard.Windows)
+    steps = sampler.steps.steps if parallel else sampler.steps
     first, last = (jnp.asarray(level, latents.dtype) for level in (steps.sigma[0], steps.sigma_next[-1]))
     x, stepped, known = first * latents, denoise, None
     if options.threshold:
@@ -128,7 +162,13 @@ def generate(
     if options.afs:
         known = guidance.gaussian_guess(x, first)
         known = guidance.dynamic_threshold(known) if options.threshold else known
-    x = driver.run(stepped, x, steps, noise=noise, known=known)
+    if parallel:
+        found = picard.run(stepped, x, sampler.steps, noise=noise, place=place)
+        passes, evaluations = (n + options.denoise_to_zero for n in (found.passes, found.evaluations))
+        x = found.x
+    else:
+        x = driver.run(stepped, x, steps, noise=noise, known=known)
+        passes = evaluations = jnp.asarray(sampler.calls, jnp.int32)
     if options.denoise_to_zero:
         x = denoise(x, last)
-    return x
+    return picard.Picard(x, passes, evaluations)

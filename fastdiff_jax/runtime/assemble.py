@@ -9,7 +9,7 @@ from fastdiff_jax import precond, registry
 from fastdiff_jax.losses import matching
 from fastdiff_jax.runtime import experiment, optimizers
 from fastdiff_jax.solvers import schedules
-from fastdiff_jax.types import Data, Method, Model, Parts
+from fastdiff_jax.types import Data, Method, Model, Parts, PhasePrecond
 
 
 class Job(NamedTuple):
@@ -30,13 +30,21 @@ def assemble(config: ConfigDict, outline: bool = False) -> Job:
       outline: know only the data's shape and classes (taken as equally frequent), and read nothing.
     Raises: ValueError for unknown names and settings.
     """
+    check_processes(config)
     data = data_set(config, outline)
     classes = data.classes if config.data.get("conditional", True) else 0
     labels = shares(data) if classes else None
-    models = {
-        role: model(request, config, data.shape, classes) for role, request in config.models.items()
+    models = {  # a net with weights of its own knows the data's classes, whatever is trained
+        role: model(request, config, data.shape, data.classes if "weights" in request else classes)
+        for role, request in config.models.items()
     }
     train, method = config.train, config.method
+    phases = [role for role, one in models.items() if isinstance(one.precond, PhasePrecond)]
+    if phases and method.name != "teacher":
+        raise ValueError(
+            f"model {phases[0]} is of CLD, which is no denoiser, so method {method.name} cannot use it; name "
+            "another teacher."
+        )
     images = float(train.steps * train.batch_size)
     parts = Parts(
         models=models,
@@ -83,20 +91,47 @@ def model(request, config: ConfigDict, shape: tuple[int, ...], classes: int) -> 
 
     Raises: ValueError if it is like a teacher that the config does not name.
     """
-    request = request.to_dict()
-    if "like" in request:
-        if not config.get("teacher"):
-            raise ValueError(
-                "a model is like the teacher's, but the config names no teacher; set config.teacher."
-            )
-        models = experiment.load(config.teacher).models
-        if "student" not in models:
-            raise ValueError(
-                f"config.teacher {config.teacher!r} trains {', '.join(models)}, no denoiser; "
-                "name a teacher's config."
-            )
-        original = models.student.to_dict()
-        request = {key: {**original[key], **request.get(key, {})} for key in ("network", "precond")}
+    request = resolved(request.to_dict(), config)
     options = request["network"]
     network = registry.load("networks", options.pop("name"))(options, shape, classes)
     return Model(network, precond.build(request["precond"]))
+
+
+def check_processes(config: ConfigDict) -> None:
+    """Raises ValueError if a model takes weights of another process: they are tied to their preconditioner.
+
+    Nothing would fail; a network that sees its input at another scale only answers worse.
+    """
+    for role, request in config.models.items():
+        key = "teacher" if role == "teacher" or "like" in request else "init_from"
+        if not config.get(key) or ("like" not in request and "precond" not in request):
+            continue
+        reference = config.get(key)
+        above = experiment.load(reference)
+        if "student" not in above.models:
+            continue  # no denoiser, which is refused elsewhere
+        own = resolved(request.to_dict(), config)["precond"]
+        theirs = resolved(above.models.student.to_dict(), above)["precond"]
+        if own != theirs:
+            raise ValueError(
+                f"config.{key} {reference!r} was trained with precond {theirs}, model {role} has {own}; "
+                "weights are tied to their process: give both the same."
+            )
+
+
+def resolved(request: dict, config: ConfigDict) -> dict:
+    """A model's own sections: what is `like` the teacher's has those, through all generations, with changes."""
+    if "like" not in request:
+        return request
+    if not config.get("teacher"):
+        raise ValueError(
+            "a model is like the teacher's, but the config names no teacher; set config.teacher."
+        )
+    above = experiment.load(config.teacher)
+    if "student" not in above.models:
+        raise ValueError(
+            f"config.teacher {config.teacher!r} trains {', '.join(above.models)}, no denoiser; "
+            "name a teacher's config."
+        )
+    original = resolved(above.models.student.to_dict(), above)
+    return {key: {**original[key], **request.get(key, {})} for key in ("network", "precond")}

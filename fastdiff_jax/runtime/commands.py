@@ -10,6 +10,7 @@ import numpy as np
 
 from fastdiff_jax import rng, trees
 from fastdiff_jax.data import pipeline
+from fastdiff_jax.metrics import features
 from fastdiff_jax.runtime import (
     checkpoint,
     compile,
@@ -53,6 +54,7 @@ def check(run: Experiment) -> None:
         return
     job, mesh = assemble(run.config, outline=True), meshes.make(run.config.mesh)
     meshes.check_divides(run.config.train.batch_size, mesh, "train.batch_size")
+    shipped(job)  # refuses a file that is not the one asked for
     # Several processes would race here; what they meet later is the same refusal.
     if jax.process_count() == 1 and (run.workdir / "config.json").exists():
         checkpoint.Store(run.workdir, run.config.to_dict()).close()  # another run's, or in use
@@ -106,7 +108,7 @@ def starting_weights(job: Job, run: Experiment, mesh) -> tuple[Frozen, Frozen]:
     for role, reference in job.prerequisites.items():
         basis = experiment.prerequisite(reference, run.workdir)
         loaded[role] = product(assemble(basis.config), basis, mesh)
-    loaded = exact(job) | loaded
+    loaded = exact(job) | shipped(job) | loaded
     initial = {"initial": loaded.pop("initial")} if "initial" in loaded else {}
     return loaded, initial
 
@@ -118,13 +120,31 @@ def exact(job: Job) -> Frozen:
     return {"teacher": jax.tree.map(lambda a: np.asarray(a, np.float32), job.data.exact)}
 
 
+def shipped(job: Job) -> Frozen:
+    """Feature nets that a method reads: models whose section has `weights`, as `metrics.features` takes them.
+
+    Raises: ValueError if the file is not the one asked for, or is of another network than the model.
+    """
+    found = {}
+    for role, request in job.config.models.items():
+        if "weights" in request:
+            net, network = features.build(request.weights, job.parts.shape), request.network.to_dict()
+            if net.metadata.get("network") != network:
+                raise ValueError(
+                    f"model {role} is the network {network}, its weights {net.name} are of "
+                    f"{net.metadata.get('network')}; state their network, or other weights."
+                )
+            found[role] = net.params
+    return found
+
+
 def basis_shapes(job: Job) -> tuple[Frozen, Frozen]:
     """Shapes of what `starting_weights` loads, without reading anything."""
     known = {
         role: weight_shapes(assemble(experiment.load(r), outline=True))
         for role, r in job.prerequisites.items()
     }
-    known = exact(job) | known
+    known = exact(job) | shipped(job) | known
     initial = {"initial": known.pop("initial")} if "initial" in known else {}
     return known, initial
 

@@ -23,11 +23,9 @@ def joined(given: set[str], *wanted: str) -> str:
     return ":" + ",".join(passed) if passed else ""
 
 
-def few_levels(**changes) -> dict:
-    """SFD's noise levels: they end above zero, higher than EDM's (arXiv:2409.19681)."""
-    return (
-        dict(name="polynomial", sigma_min=0.006, sigma_max=80.0, rho=7.0, zero=False) | changes
-    )
+def few_levels() -> dict:
+    """SFD's noise levels: they end above zero, and higher than EDM's (arXiv:2409.19681)."""
+    return dict(name="polynomial", sigma_min=0.006, sigma_max=80.0, rho=7.0, zero=False)
 
 
 def calls(given: set[str], default: int) -> int:
@@ -91,6 +89,34 @@ def study(teacher: str) -> ConfigDict:
     return config
 
 
+FDM = ("vp", "ve", "edm", "plain", "scale", "warmup")  # words of an FDM config: a base process, and a part
+
+
+def fdm(config: ConfigDict, given: set[str], edm: dict, multiplier: dict, warmup: dict) -> str:
+    """Sets precond, objective and schedule of an FDM teacher or its baseline. Returns: "vp", "ve" or "edm".
+
+    Of the words, at most one names the base process, edm by default, and at most one a part of FDM: "scale"
+    only the input scale, "warmup" only the warm-up of the loss weights, "plain" neither.
+
+    Args:
+      edm: sigma_data, p_mean and p_std of the base process edm.
+      multiplier, warmup: by base process; ve has no multiplier.
+    Raises: ValueError for more than one base process or part.
+    """
+    bases, parts = sorted(given & set(FDM[:3])), sorted(given & set(FDM[3:]))
+    if len(bases) > 1 or len(parts) > 1:
+        raise ValueError(f"one base process and one part of FDM at most; got {', '.join(bases + parts)}.")
+    base, part = (bases or ["edm"])[0], (parts or ["both"])[0]
+    precond = dict(name=base) | (dict(sigma_data=edm["sigma_data"]) if base == "edm" else {})
+    if part in ("both", "scale"):
+        precond["input_scale"] = dict(name=base) | ({} if base == "ve" else dict(multiplier=multiplier[base]))
+    config.models.student.precond = precond
+    config.objective = dict(name=base, warmup=warmup[base] if part in ("both", "warmup") else 0)
+    config.objective.update(edm if base == "edm" else {})
+    config.schedule.sigma_min = 0.02 if base == "ve" else 0.002
+    return base
+
+
 def smoke(config: ConfigDict) -> ConfigDict:
     """The same experiment in seconds, narrow and short: proves that it runs, not that it is good."""
     config.train.update(batch_size=16, steps=6, log_every=2, save_every=3)
@@ -119,6 +145,11 @@ def lab_data(dim: int) -> dict:
     """Eight equal modes, far apart, with a standard deviation near that of images in every coordinate."""
     size = dict(radius=1.0, scale=0.1) if dim == 2 else dict(radius=4.0, scale=0.3)
     return dict(name="toys", modes=8, dim=dim, **size)
+
+
+def phase_samplers() -> dict:
+    """Samplers of CLD: splitting, Euler-Maruyama and the flow; all end in a call that denoises."""
+    return samplers(("sscs", 20), ("sscs", 50), ("sscs", 150), ("em", 50), ("ode", 51), ("ode", 101))
 
 
 def lab_network() -> dict:

@@ -1,6 +1,6 @@
 """Weight trees: copies, counts, averages and names."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,9 @@ def count(tree: PyTree) -> int:
 
 def nbytes(tree: PyTree) -> int:
     """Bytes in the leaves; works on shapes as well."""
-    return sum(int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+    return sum(
+        int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree)
+    )
 
 
 def ema(average: PyTree, latest: PyTree, beta: Array) -> PyTree:
@@ -63,6 +65,15 @@ def check_fits(tree: PyTree, template: PyTree, owner: str) -> None:
                 f"{wanted.get(path, 'missing')}, theirs {given.get(path, 'missing')}; start from a run of "
                 "the same network (config.teacher, config.init_from)."
             )
+
+
+def grafted(tree: PyTree, template: PyTree) -> PyTree:
+    """`template` with the leaves of `tree` where it has them: nested dicts, no path of `tree` is its own."""
+    if not isinstance(template, Mapping):
+        return tree
+    return {
+        name: grafted(tree[name], part) if name in tree else part for name, part in template.items()
+    }
 
 
 def named(tree: PyTree) -> Iterator[tuple[str, PyTree]]:

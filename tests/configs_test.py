@@ -5,7 +5,6 @@ import ast
 import pytest
 
 from fastdiff_jax import precond, registry, trees
-from fastdiff_jax.losses import matching
 from fastdiff_jax.metrics import panels
 from fastdiff_jax.runtime import (
     assemble,
@@ -77,18 +76,18 @@ def test_names_exist(config):
     for model in config.models.values():
         for section in parts(model, config):
             assert registry.load("networks", section.network.name)
-            assert section.precond.name in precond.PRECONDS
+            assert section.precond.name in precond.PRECONDS | precond.PHASES
     for optimizer in config.optimizers.values():
         assert optimizer.name in optimizers.OPTIMIZERS
     assert config.schedule.name in schedules.SCHEDULES
     if "objective" in config:
-        assert config.objective.name in matching.OBJECTIVES
+        assert config.objective.name in registry.entries("losses", "OBJECTIVES")
     if config.evaluation.panel:
         assert config.evaluation.panel.name in panels.PANELS
 
 
 def test_samplers_exist(config):
-    known = registry.entries("solvers", "SOLVERS")
+    known = registry.entries("solvers", "SOLVERS") | registry.entries("solvers", "PHASE_SOLVERS")
     requests = [config.method.get("samplers", {}), config.evaluation.teacher_samplers]
     for name, request in [item for group in requests for item in group.items()]:
         assert request.name in known, f"{name}: no solver {request.name}"

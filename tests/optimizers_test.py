@@ -40,6 +40,24 @@ def test_rates_decay_along_a_half_cosine_and_stay():
     np.testing.assert_allclose(rate(50, ramp_images=100.0, **cosine), rate(50, **cosine) / 2, rtol=1e-6)
 
 
+def test_rates_drop_from_the_step_after_the_one_that_reaches_half_of_the_run():
+    """SFD's own run: 200 thousand trajectories in batches of 128 fall to a tenth at iteration 783."""
+    drop = dict(decay="drop", total_images=200_000.0, final=0.1, batch_size=128.0)
+    found = [rate(128 * iteration, **drop) for iteration in (0, 1, 782, 783, 1562)]
+    np.testing.assert_allclose(found, [2.0, 2.0, 2.0, 0.2, 0.2], rtol=1e-6)
+    later = [rate(1e6 + 128 * iteration, start_images=1e6, **drop) for iteration in (782, 783)]
+    np.testing.assert_allclose(later, [2.0, 0.2], rtol=1e-6)
+
+
+def test_images_seen_may_be_said_by_who_makes_several_updates_a_step():
+    tx = optimizers.build(dict(ADAM, b1=0.0, b2=0.0, ramp_images=100.0), 8, 80.0)
+    grads, state = {"w": jnp.ones(())}, tx.init({"w": jnp.ones(())})
+    for said, images in ((50.0, 50), (50.0, 50), (None, 16)):  # its own count goes on
+        given = {} if said is None else {"images_seen": jnp.float32(said)}
+        updates, state = tx.update(grads, state, **given)
+        np.testing.assert_allclose(updates["w"], -1e-3 * images / 100, rtol=1e-5)
+
+
 def test_a_continued_run_is_past_its_ramp_but_decays_anew():
     later = dict(decay="cosine", total_images=1000.0, ramp_images=100.0, start_images=5e3)
     np.testing.assert_allclose([rate(i, **later) for i in (5e3, 5.5e3, 6e3)], [2.0, 1.0, 0.0], atol=1e-6)
@@ -108,8 +126,9 @@ REFUSED = [
     (dict(learning_rate=1.0), "no optimizer None; known: adam, adamw"),
     (dict(ADAM, momentum=0.9), "adam has no option 'momentum'; known: learning_rate, .*, clip, b1, b2, eps"),
     (dict(name="adamw"), "adamw needs learning_rate; known: learning_rate, .*weight_decay"),
-    (dict(ADAM, decay="linear"), "'constant', or 'cosine' .*; got 'linear'"),
+    (dict(ADAM, decay="linear"), "'constant', or 'cosine' or 'drop' .*; got 'linear'"),
     (dict(ADAM, decay="cosine"), "positive number of images; got 'cosine' over 0.0"),
+    (dict(ADAM, decay="drop"), "positive number of images; got 'drop' over 0.0"),
 ]
 
 

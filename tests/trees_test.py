@@ -84,3 +84,10 @@ def test_weights_that_do_not_fit_are_refused_by_the_name_of_a_leaf():
         trees.check_fits({"enc": TREE["enc"]}, TREE, "student")
     with pytest.raises(ValueError, match=r"its more is missing, theirs \(\)"):
         trees.check_fits(TREE | {"more": jnp.ones(())}, TREE, "student")
+
+
+def test_grafted_leaves_take_the_place_of_the_template_s():
+    template = {"a": {"x": 1, "y": 2}, "b": {"z": 3}}
+    assert trees.grafted({"a": {"x": 10}}, template) == {"a": {"x": 10, "y": 2}, "b": {"z": 3}}
+    assert trees.grafted({}, template) == template
+    assert trees.grafted({"a": {"x": 7, "y": 8}, "b": {"z": 9}}, template)["b"] == {"z": 9}

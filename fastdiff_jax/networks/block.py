@@ -25,6 +25,7 @@ class Style(NamedTuple):
     initial: Init = ADM_INIT
     last: Init = Init("kaiming_uniform", 0.0, 0.0)  # of the layers that end a residual branch
     attention: Init = ADM_INIT  # of qkv
+    step: Init = ADM_INIT  # of the layer that reads the step condition
 
 
 SONG = Style(
@@ -43,15 +44,18 @@ class Block(nn.Module):
 
         h = conv0(silu(norm0(x)));  p = affine(emb)
         h = silu(norm1(h + p)),  or silu(norm1(h) (1 + scale) + shift) with [scale, shift] = p
+        with a step condition: p = affine(emb) + affine_step(step),  or a second (1 + scale), shift of it
         x = (conv1(dropout(h)) + skip(x)) skip_scale
         x = (proj(attention(qkv(norm2(x)))) + x) skip_scale
 
     x (B,H,W,C), emb (B,E) -> (B,H',W',channels), resampled by two with `up` or `down`.
 
     Args:
+      step: (B,E) embedding of how many steps the sampler has (SFD-v); None leaves its layer out.
       heads: of the attention; 0 for none.
       train: whether to drop (the random key comes as Flax's "dropout").
-    Source: Karras et al. 2022 (arXiv:2206.00364), App. F; specs of the EDM code.
+    Source: Karras et al. 2022 (arXiv:2206.00364), App. F; specs of the EDM code; the step condition is
+    that of Zhou et al. 2024 (arXiv:2409.19681).
     """
 
     channels: int
@@ -61,17 +65,27 @@ class Block(nn.Module):
     style: Style = Style()
 
     @nn.compact
-    def __call__(self, x: Array, emb: Array, train: bool = False) -> Array:
+    def __call__(
+        self, x: Array, emb: Array, train: bool = False, step: Array | None = None
+    ) -> Array:
         style, resampling = self.style, dict(up=self.up, down=self.down, taps=self.style.taps)
         h = jax.nn.silu(GroupNorm(style.eps, name="norm0")(x))
         h = Conv(self.channels, **resampling, initial=style.initial, name="conv0")(h)
         width = self.channels * (2 if style.adaptive else 1)
-        p = Dense(width, initial=style.initial, name="affine")(emb).astype(x.dtype)[:, None, None]
+
+        def affine(name, initial, e):
+            return Dense(width, initial=initial, name=name)(e).astype(x.dtype)[:, None, None]
+
+        parts = [affine("affine", style.initial, emb)]
+        if step is not None:
+            parts.append(affine("affine_step", style.step, step))
         norm1 = GroupNorm(style.eps, name="norm1")
         if style.adaptive:
-            h = norm1(h) * (1 + p[..., : self.channels]) + p[..., self.channels :]
+            h = norm1(h)
+            for p in parts:
+                h = h * (1 + p[..., : self.channels]) + p[..., self.channels :]
         else:
-            h = norm1(h + p)
+            h = norm1(h + sum(parts))
         h = nn.Dropout(style.dropout, deterministic=not train)(jax.nn.silu(h))
         h = Conv(self.channels, initial=style.last, name="conv1")(h)
 

@@ -8,6 +8,11 @@ import jax.numpy as jnp
 
 from fastdiff_jax.types import Array, Network
 
+# How a network starts that is told how many noise levels its sampler has, as the condition "stamps" (B,):
+# "zero" ignores it at first, so that a student begins as its teacher; "random" is SFD's own
+# (arXiv:2409.19681), which perturbs it. None: the network takes no such condition.
+STAMPS = (None, "zero", "random")
+
 
 def options(config: Mapping[str, Any], defaults: Mapping[str, Any], network: str) -> dict[str, Any]:
     """`defaults` overridden by `config`, lists as tuples (module attributes must be hashable).
@@ -37,6 +42,14 @@ def conditions(cond: Mapping[str, Any] | None, known: Iterable[str]) -> dict[str
             f"known: {', '.join(known) or 'none (it is unconditional)'}."
         )
     return {key: value for key, value in cond.items() if value is not None}
+
+
+def step_condition(choice: str | None, network: str) -> str | None:
+    """An entry of STAMPS. Raises: ValueError naming them, if it is another."""
+    if choice not in STAMPS:
+        known = ", ".join(map(repr, STAMPS))
+        raise ValueError(f"network {network}: stamps is {choice!r}; known: {known}.")
+    return choice
 
 
 def tapped(output: Array, features: Mapping[str, Array], taps: Iterable[str]):

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from fastdiff_jax.networks.block import SONG, Block, Style
 from fastdiff_jax.networks.embeddings import Fourier, positional, swap_halves
-from fastdiff_jax.networks.layers import Conv, Dense, GroupNorm, downsample, upsample
-from fastdiff_jax.networks.module import network, options
+from fastdiff_jax.networks.layers import Conv, Dense, GroupNorm, Init, downsample, upsample
+from fastdiff_jax.networks.module import network, options, step_condition
 from fastdiff_jax.types import Array, Network
 
 ARCHITECTURES = {
@@ -42,6 +42,7 @@ DEFAULTS = dict(
     dropout=0.0,
     augment_dim=0,
     out_channels=None,  # as many as the input has
+    stamps=None,  # whether it is told the number of noise levels, see `module.STAMPS`
     dtype="float32",
 )
 CHOICES = dict(
@@ -63,7 +64,7 @@ class Encoder(nn.Module):
     style: Style
 
     @nn.compact
-    def __call__(self, image: Array, emb: Array, train: bool):
+    def __call__(self, image: Array, embeddings: dict[str, Array], train: bool):
         x, pyramid, skips, features = image, image, [], {}
         style, initial = self.style, self.style.initial
         for level, width in enumerate(self.widths):
@@ -72,7 +73,8 @@ class Encoder(nn.Module):
             if level == 0:
                 x = Conv(self.stem, initial=initial, name=f"{at}_conv")(x)
             else:
-                x = Block(x.shape[-1], down=True, style=style, name=f"{at}_down")(x, emb, train)
+                block = Block(x.shape[-1], down=True, style=style, name=f"{at}_down")
+                x = block(x, train=train, **embeddings)
             if level and self.kind == "skip":
                 pyramid = downsample(pyramid, style.taps)
                 x = x + Conv(x.shape[-1], 1, initial=initial, name=f"{at}_aux_skip")(pyramid)
@@ -84,7 +86,7 @@ class Encoder(nn.Module):
             skips.append(x)
             for index in range(self.blocks):
                 heads, name = int(size in self.attention), f"{at}_block{index}"
-                x = Block(width, heads, style=style, name=name)(x, emb, train)
+                x = Block(width, heads, style=style, name=name)(x, train=train, **embeddings)
                 features[f"enc/{name}"] = x
                 skips.append(x)
         return x, skips, features
@@ -101,11 +103,12 @@ class Decoder(nn.Module):
     style: Style
 
     @nn.compact
-    def __call__(self, x: Array, emb: Array, skips: list[Array], train: bool):
+    def __call__(self, x: Array, embeddings: dict[str, Array], skips: list[Array], train: bool):
         skips, features, output, style = list(skips), {}, None, self.style
 
         def block(name, x, channels, heads=0, up=False):
-            x = Block(channels, heads, up=up, style=style, name=name)(x, emb, train)
+            one = Block(channels, heads, up=up, style=style, name=name)
+            x = one(x, train=train, **embeddings)
             features[f"dec/{name}"] = x
             return x
 
@@ -133,9 +136,12 @@ class SongUNet(nn.Module):
 
         e = swap(embedding(c_noise)) + map_label(sqrt(K) label) + map_augment(augment)
         emb = silu(map_layer1(silu(map_layer0(e))))
+        step = silu(map_step1(silu(map_step0(swap(positional(stamps))))))
 
-    A missing label or augmentation counts as zeros, which for a label leaves the bias of `map_label`.
-    Source: Karras et al. 2022 (arXiv:2206.00364), App. F; Song et al. 2021 (arXiv:2011.13456).
+    A missing label or augmentation counts as zeros, which for a label leaves the bias of `map_label`. Without
+    "stamps" the step's branch is left out, and `init` makes no weights for it.
+    Source: Karras et al. 2022 (arXiv:2206.00364), App. F; Song et al. 2021 (arXiv:2011.13456); the step's
+    branch is that of Zhou et al. 2024 (arXiv:2409.19681).
     """
 
     widths: tuple[int, ...]
@@ -147,15 +153,25 @@ class SongUNet(nn.Module):
     def __call__(self, x: Array, c_noise: Array, cond: Mapping[str, Array], train: bool):
         settings = self.settings
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        style = SONG._replace(dropout=settings["dropout"], taps=settings["resample_filter"])
-        emb = self._embedding(c_noise.astype(wide), cond, style)
-        common = dict(blocks=settings["num_blocks"], attention=settings["attn_resolutions"], style=style)
+        style = SONG._replace(
+            dropout=settings["dropout"],
+            taps=settings["resample_filter"],
+            step=SONG.initial if settings["stamps"] == "random" else Init(kernel=0.0),
+        )
+        embeddings = {"emb": self._embedding(c_noise.astype(wide), cond, style)}
+        if "stamps" in cond:
+            embeddings["step"] = self._step_embedding(cond["stamps"].astype(wide), style)
+        common = dict(
+            blocks=settings["num_blocks"], attention=settings["attn_resolutions"], style=style
+        )
         image = x.astype(jnp.bfloat16 if settings["dtype"] == "bfloat16" else wide)
         encoder = Encoder(self.widths, settings["model_channels"], kind=settings["encoder_type"],
                           name="enc", **common)  # fmt: skip
-        decoder = Decoder(self.widths, self.outputs, kind=settings["decoder_type"], name="dec", **common)
-        h, skips, fine_to_coarse = encoder(image, emb, train)
-        output, coarse_to_fine = decoder(h, emb, skips, train)
+        decoder = Decoder(
+            self.widths, self.outputs, kind=settings["decoder_type"], name="dec", **common
+        )
+        h, skips, fine_to_coarse = encoder(image, embeddings, train)
+        output, coarse_to_fine = decoder(h, embeddings, skips, train)
         return output.astype(wide), {**fine_to_coarse, **coarse_to_fine}
 
     def _embedding(self, c_noise, cond, style):
@@ -172,9 +188,19 @@ class SongUNet(nn.Module):
             e = e + Dense(noise_channels, initial=style.initial, name="map_label")(scaled)
         if settings["augment_dim"]:
             augment = cond.get("augment", jnp.zeros((1, settings["augment_dim"]))).astype(e.dtype)
-            e = e + Dense(noise_channels, bias=False, initial=style.initial, name="map_augment")(augment)
-        for name in ("map_layer0", "map_layer1"):
-            width = channels * settings["channel_mult_emb"]
+            e = e + Dense(noise_channels, bias=False, initial=style.initial, name="map_augment")(
+                augment
+            )
+        return self._mapped(e, ("map_layer0", "map_layer1"), style)
+
+    def _step_embedding(self, stamps, style):
+        channels = self.settings["model_channels"] * self.settings["channel_mult_noise"]
+        e = swap_halves(positional(stamps, channels, endpoint=True))
+        return self._mapped(e, ("map_step0", "map_step1"), style)
+
+    def _mapped(self, e, names, style):
+        width = self.settings["model_channels"] * self.settings["channel_mult_emb"]
+        for name in names:
             e = jax.nn.silu(Dense(width, initial=style.initial, name=name)(e))
         return e
 
@@ -186,7 +212,7 @@ def build(config: Mapping, shape: tuple[int, int, int], classes: int = 0) -> Net
       config: options of DEFAULTS and ARCHITECTURES, named as in the EDM code: `model_channels`,
         `channel_mult`, `num_blocks` (per level), `attn_resolutions` (sizes with attention), ...
       classes: K of the condition "label" (B,K); 0 for an unconditional network. With `augment_dim` A
-        the condition "augment" (B,A) is known as well.
+        the condition "augment" (B,A) is known as well, with `stamps` the condition "stamps" (B,).
     Returns: a network with taps "enc/<block>" and "dec/<block>", such as "enc/8x8_block0".
     Raises: ValueError for unknown options, choices or shapes.
     """
@@ -200,6 +226,7 @@ def build(config: Mapping, shape: tuple[int, int, int], classes: int = 0) -> Net
         if settings[name] not in choices:
             known = ", ".join(choices)
             raise ValueError(f"network song: {name} is {settings[name]!r}; known: {known}.")
+    step_condition(settings["stamps"], "song")
     height, width, channels = shape
     levels = len(settings["channel_mult"])
     if height != width or height % 2 ** (levels - 1):
@@ -207,7 +234,8 @@ def build(config: Mapping, shape: tuple[int, int, int], classes: int = 0) -> Net
             f"network song takes square images whose side divides by {2 ** (levels - 1)} for {levels} "
             f"levels; got {height}x{width}: pad the images or shorten channel_mult."
         )
-    known = ["label"] * bool(classes) + ["augment"] * bool(settings["augment_dim"])
+    reads = {"label": classes, "augment": settings["augment_dim"], "stamps": settings["stamps"]}
+    known = [name for name, given in reads.items() if given]
     widths = tuple(settings["model_channels"] * mult for mult in settings["channel_mult"])
     outputs = settings["out_channels"] or channels
     return network(SongUNet(widths, outputs, classes, settings), known)

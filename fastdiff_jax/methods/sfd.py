@@ -1,0 +1,260 @@
+"""SFD and SFD-v: a few-step student, fine-tuned at the few noise levels that its sampler visits.
+
+Source: Zhou et al., Simple and Fast Distillation of Diffusion Models, NeurIPS 2024 (arXiv:2409.19681).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fastdiff_jax import guidance, registry, trees
+from fastdiff_jax.losses import trajectory
+from fastdiff_jax.precond import denoiser
+from fastdiff_jax.rng import normal_per_image, stream
+from fastdiff_jax.solvers import driver, multistep, named, schedules
+from fastdiff_jax.types import Array, Denoiser, Method, Params, Parts, Sampler, Schedule, Solver
+
+LEVELS = {"name": "polynomial", "sigma_min": 0.006, "sigma_max": 80.0, "rho": 7.0, "zero": False}
+TEACHER = {"name": "dpmpp_3m", "threshold": True}
+
+
+class Options(NamedTuple):
+    """Settings of SFD; defaults are the reference's for CIFAR-10 (arXiv:2409.19681).
+
+    Levels are counted as there: n of them, the last one included, make n - 1 steps.
+    """
+
+    stamps: int | Sequence[int] = 4  # levels of the student; of several, one is drawn an iteration
+    extra: int = 3  # levels that the teacher visits between two of the student's
+    schedule: Mapping = LEVELS
+    teacher: Mapping = TEACHER  # a solver and its options; also afs, threshold, stamps (told to it)
+    afs: bool = True  # the student's first step is analytical: it costs no call and trains nothing
+    conditioned: bool = False  # the student is told its number of levels (SFD-v)
+    start: str = "global"  # a step starts where the last one led; "local": at the teacher's state
+    loss: str = "l1"  # or "l2"
+    lpips: None = None  # no perceptual term
+    nfe: Sequence[int] = ()  # calls of the samplers; () for one sampler a number of levels
+
+
+class State(NamedTuple):
+    """A student in training; it has no average."""
+
+    step: Array  # () int32, iterations done
+    params: Params
+    opt: optax.OptState
+
+
+class Teacher(NamedTuple):
+    """How the teacher walks."""
+
+    solver: Solver
+    afs: bool = False
+    threshold: bool = False
+    stamps: int | None = None  # what it is told, if it is a student of SFD-v itself
+
+
+class Path(NamedTuple):
+    """The levels of one trajectory, host float64."""
+
+    student: np.ndarray  # (n,)
+    teacher: np.ndarray  # ((extra + 1) (n - 1) + 1,), the student's among them
+
+
+START = ("global", "local")
+
+
+def teacher_of(request: Mapping) -> Teacher:
+    """A solver by name, with its options; `afs`, `threshold` and `stamps` are the walk's own.
+
+    Raises: ValueError for an unknown solver or option.
+    """
+    solver = dict(request)
+    own = {key: solver.pop(key) for key in ("afs", "threshold", "stamps") if key in solver}
+    return Teacher(registry.choose(registry.entries("solvers", "SOLVERS"), solver, "solver"), **own)
+
+
+def path_of(schedule: Schedule, stamps: int, extra: int) -> Path:
+    """The student's n levels and the teacher's, which has `extra` more in every interval.
+
+    Raises: ValueError for fewer than two levels, a negative number more, and for a schedule whose levels for
+      n - 1 steps are not among those for (extra + 1) (n - 1).
+    """
+    if stamps < 2 or extra < 0:
+        raise ValueError(
+            f"method sfd: a trajectory has 2 levels or more, and extra is not negative; got {stamps} levels, "
+            f"extra {extra}."
+        )
+    student = driver.levels(schedule(stamps - 1))
+    teacher = driver.levels(schedule((extra + 1) * (stamps - 1)))
+    shared = teacher[:: extra + 1]
+    apart = np.flatnonzero(~np.isclose(shared, student, rtol=1e-6, atol=0.0))
+    if len(apart):
+        i = apart[0]
+        raise ValueError(
+            f"method sfd: the student's levels must be among the teacher's, but level {i} is {student[i]:g} "
+            f"where the teacher has {shared[i]:g}; use a schedule that nests, such as one with zero=False."
+        )
+    return Path(student, teacher)
+
+
+def targets(denoise: Denoiser, teacher: Teacher, x: Array, path: Path) -> Array:
+    """(n-1,B,...) the teacher's states at the student's levels but the first, from x (B,...) there."""
+    every = (len(path.teacher) - 1) // (len(path.student) - 1)
+    known = None
+    if teacher.threshold:
+        denoise = guidance.thresholded(denoise)
+    if teacher.afs:
+        known = guidance.gaussian_guess(x, path.teacher[0])
+        known = guidance.dynamic_threshold(known) if teacher.threshold else known
+    trace = driver.sample(denoise, teacher.solver, x, path.teacher, known=known, trace=True)
+    return trace.states[every::every]
+
+
+def walked(denoise: Denoiser, latents: Array, path: Path, afs: bool) -> Array:
+    """Images (B,...) of a student from standard normal latents (B,...): Euler's method on its levels."""
+    euler = named.Named(multistep.euler(), path.student, named.Options(afs=afs))
+    return named.generate(denoise, euler, latents)
+
+
+def build(config, parts: Parts) -> Method:
+    """SFD as a method: data-free, one optimizer update a student's level, on the student's own trajectory.
+
+        x_0 = sigma_0 z,    x_{k+1} = x_k + (sigma_{k+1} - sigma_k) eps_theta(x_k; sigma_k), held fixed
+        L_k = mean over the batch of sum |x_{k+1} - T_{k+1}|,    T the teacher's states from the same x_0
+
+    theta moves after every step k, and x_{k+1} is what the step made before it moved. Dropout is on where the
+    network has any. There is no EMA.
+
+    Args:
+      config: see `Options`.
+      parts: models "student" and "teacher", optimizers["student"], shape, labels (class shares that labels are
+        drawn from). Learning rates go by iterations, however many updates these make.
+    Frozen: teacher; at `init` also "initial", weights to start from instead of the teacher's. They may lack
+      the leaves of the student's step condition, which are then drawn.
+    Metrics: loss_k, k = 1..n-1: L_{k-1}, the distance at the student's level k (of a first analytical step as
+      well). Variants: n.
+    Raises: ValueError for unknown or impossible settings, levels that do not nest or lie outside a model's
+      range, and in `init` for weights that do not fit.
+    """
+    config = registry.options(Options, config, "method sfd")
+    counts = (config.stamps,) if isinstance(config.stamps, int) else tuple(config.stamps)
+    _check(config, counts)
+    student, tx = parts.models["student"], parts.optimizers["student"]
+    tx = optax.with_extra_args_support(tx)
+    teacher = teacher_of(config.teacher)
+    schedule = schedules.build(config.schedule)
+    paths = {n: path_of(schedule, n, config.extra) for n in counts}
+    for path in paths.values():
+        schedules.check_range(path.student, student.precond)
+        schedules.check_range(path.teacher, parts.models["teacher"].precond)
+        if teacher.solver.steps not in (None, len(path.teacher) - 1):
+            raise ValueError(
+                f"method sfd: solver {config.teacher['name']} is made for {teacher.solver.steps} steps, the "
+                f"teacher takes {len(path.teacher) - 1}; choose another solver."
+            )
+
+    def condition(labels, size, stamps):
+        """The condition of `size` images: one-hot labels (B,K) if there are any, and a number of levels."""
+        cond = {} if labels is None else {"label": labels}
+        return cond if stamps is None else cond | {"stamps": jnp.full(size, float(stamps))}
+
+    def told(n):
+        return n if config.conditioned else None
+
+    def init(key, frozen):
+        start = frozen["initial"] if "initial" in frozen else frozen["teacher"]
+        x, labels = jnp.zeros((1, *parts.shape)), None
+        if parts.labels is not None:
+            labels = jnp.zeros((1, len(parts.labels)))
+        fresh = student.network.init(key, x, condition(labels, 1, told(counts[0])))
+        plain = jax.eval_shape(student.network.init, key, x, condition(labels, 1, None))
+        given = {path for path, _ in trees.named(start)}
+        own = {path for path, _ in trees.named(fresh)} - {path for path, _ in trees.named(plain)}
+        trees.check_fits(start, fresh if own & given else plain, "student")
+        params = trees.copy(trees.grafted(start, fresh))
+        return State(jnp.zeros((), jnp.int32), params, tx.init(params))
+
+    def draw(key, batch, variant):
+        size = len(jax.tree.leaves(batch)[0])
+        latents = jax.random.normal(stream(key, "latents"), (size, *parts.shape))
+        draws = {"latents": latents, "dropout": stream(key, "dropout")}
+        if parts.labels is not None:
+            shares = jnp.log(parts.labels)
+            draws["label"] = jax.random.categorical(stream(key, "label"), shares, shape=(size,))
+        return draws
+
+    def update(state, frozen, batch, draws, variant):
+        path, size = paths[variant], len(draws["latents"])
+        labels = jax.nn.one_hot(draws["label"], len(parts.labels)) if "label" in draws else None
+        cond = condition(labels, size, told(variant))
+        above = condition(labels, size, teacher.stamps)
+        x = path.student[0] * draws["latents"]
+        walker = denoiser(parts.models["teacher"], frozen["teacher"], above)
+        passed = targets(walker, teacher, x, path)
+        params, opt, metrics = state.params, state.opt, {}
+        images = trees.images_seen(state.step, size)
+        # Unrolled: on CPUs, gradients of convolutions in a rolled loop are 20 to 40 times slower.
+        for k, (sigma, below) in enumerate(zip(path.student[:-1], path.student[1:])):
+            free = config.afs and k == 0
+            known = guidance.gaussian_guess(x, sigma) if free else None
+            dropout = jax.random.fold_in(draws["dropout"], k)
+
+            def loss(params, x=x, k=k, sigma=sigma, below=below, known=known, dropout=dropout):
+                denoise = denoiser(student, params, cond, dropout)
+                y = trajectory.reached(denoise, x, sigma, below, known)
+                return trajectory.elements(y, passed[k], config.loss).sum() / size, y
+
+            if free:
+                metrics[f"loss_{k + 1}"], y = loss(params)
+            else:
+                (metrics[f"loss_{k + 1}"], y), grads = jax.value_and_grad(loss, has_aux=True)(
+                    params
+                )
+                moves, opt = tx.update(grads, opt, params, images_seen=images)
+                params = optax.apply_updates(params, moves)
+            x = y if config.start == "global" else passed[k]
+        return State(state.step + 1, params, opt), metrics
+
+    def variant(step, seed):
+        return counts[np.random.default_rng((seed, step)).integers(len(counts))]
+
+    def sampler(n):
+        def generate(params, frozen, keys, cond):
+            denoise = denoiser(student, params, condition(cond.get("label"), len(keys), told(n)))
+            return walked(denoise, normal_per_image(keys, parts.shape), paths[n], config.afs)
+
+        return Sampler(calls(n, config.afs), generate)
+
+    made = {calls(n, config.afs): n for n in counts}
+    for nfe in config.nfe:
+        if nfe not in made:
+            raise ValueError(
+                f"method sfd: the student is trained for {', '.join(map(str, made))} network calls, not for "
+                f"{nfe}; add {nfe + 1 + config.afs} to stamps."
+            )
+    samplers = {f"student {nfe}": sampler(made[nfe]) for nfe in config.nfe or sorted(made)}
+    return Method(init, draw, update, lambda state: state.params, samplers, variant)
+
+
+def calls(stamps: int, afs: bool) -> int:
+    """Network calls of a student's sampler of n levels."""
+    return stamps - 1 - afs
+
+
+def _check(config: Options, counts: tuple[int, ...]) -> None:
+    """Raises ValueError for settings that no trajectory can have."""
+    trajectory.check_norm(config.loss)
+    if config.start not in START:
+        raise ValueError(f"method sfd: start is {config.start!r}; known: {', '.join(START)}.")
+    if config.lpips is not None:
+        raise ValueError(
+            f"method sfd: lpips is {config.lpips!r}, but there are no such weights; set lpips=None."
+        )
+    if not counts or min(calls(n, config.afs) for n in counts) < 1:
+        raise ValueError(
+            f"method sfd: stamps {counts} leave a student no network call; use {2 + config.afs} or more."
+        )

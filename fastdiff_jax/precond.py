@@ -4,14 +4,30 @@
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fastdiff_jax import registry
+from fastdiff_jax.processes import cld as langevin
 from fastdiff_jax.processes import discrete as processes
+from fastdiff_jax.processes import fdm
 from fastdiff_jax.processes.standard import vp as vp_process
-from fastdiff_jax.types import Array, Coefficients, Cond, Denoiser, Model, Params, Precond, expand
+from fastdiff_jax.types import (
+    Array,
+    Coefficients,
+    Cond,
+    Denoiser,
+    Model,
+    Params,
+    PhasePrecond,
+    PhaseProcess,
+    Precond,
+    Process,
+    expand,
+)
 
 C1, C2 = 0.001, 0.008  # improved-DDPM's floor on alpha ratios and its offset
 
@@ -136,26 +152,137 @@ def identity() -> Precond:
     return Precond(coefficients, same, 0.0, float("inf"))
 
 
+def with_input_scale(base: Precond, process: Process) -> Precond:
+    """`base` with the scale of a process as c_in, and no other change: FDM (arXiv:2306.06991).
+
+        D(x; sigma) = c_skip x + c_out F(s(sigma) x; c_noise)
+
+    Weights are tied to the scale that they were trained with. The range is what base and process share.
+    """
+
+    def coefficients(sigma):
+        return base.coefficients(sigma)._replace(inp=process.scale(process.inverse(sigma)))
+
+    with jax.enable_x64(True), jax.ensure_compile_time_eval():
+        low, high = (float(process.sigma(jnp.float64(t))) for t in (process.t_min, process.t_max))
+    low, high = max(base.sigma_min, low), min(base.sigma_max, high)
+    return base._replace(coefficients=coefficients, sigma_min=low, sigma_max=high)
+
+
+CLOCKS = {"t": same, "log": jnp.log}
+MATCHINGS = ("hsm", "dsm")  # hybrid and denoising score matching
+
+
+def cld(
+    beta0: float = 4.0,
+    beta1: float = 0.0,
+    mass: float = 0.25,
+    gamma: float = 0.04,
+    numerical_eps: float = 1e-9,
+    t_min: float = 1e-5,
+    matching: str = "hsm",
+    mixed_score: bool = True,
+    noise: str = "t",
+) -> PhasePrecond:
+    """A network's part in CLD's velocity score, see `velocity` (arXiv:2112.07068).
+
+    Args:
+      beta0, beta1, mass, gamma, numerical_eps, t_min: as `processes.cld.process`.
+      matching: the kernel whose noise is predicted: "hsm", averaged over the velocities that the process starts
+        from, or "dsm", with these drawn.
+      mixed_score: the network adds to the score of Gaussian velocities, which is known.
+      noise: what the network is told: "t", or its logarithm "log".
+    Raises: ValueError for another matching or noise, and what `processes.cld.process` refuses.
+    """
+    if noise not in CLOCKS:
+        raise ValueError(f"a CLD network is told {' or '.join(CLOCKS)}; got noise {noise!r}.")
+    if matching not in MATCHINGS:
+        raise ValueError(f"CLD matches the score by {' or '.join(MATCHINGS)}; got {matching!r}.")
+    process = langevin.process(beta0, beta1, mass, gamma, numerical_eps, t_min)
+    return PhasePrecond(process, matching, CLOCKS[noise], mixed_score)
+
+
 PRECONDS = {"edm": edm, "vp": vp, "ve": ve, "iddpm": iddpm, "discrete": discrete,
             "identity": identity}
+PHASES = {"cld": cld}  # of models that are no denoisers
 
 
-def build(config) -> Precond:
+def build(config) -> Precond | PhasePrecond:
     """The preconditioner that `config.name` asks for; its other entries are arguments.
+
+    An entry `input_scale`, the section of one of `processes.fdm.PROCESSES`, wraps it, see `with_input_scale`.
 
     Raises: ValueError naming the known ones.
     """
-    return registry.choose(PRECONDS, config, "preconditioner")
+    config = dict(config)
+    scale = config.pop("input_scale", None)
+    if scale is None:
+        return registry.choose(PRECONDS | PHASES, config, "preconditioner")
+    base = registry.choose(PRECONDS, config, "preconditioner")
+    return with_input_scale(base, registry.choose(fdm.PROCESSES, scale, "input scale"))
 
 
 def denoiser(model: Model, params: Params, cond: Cond = {}, dropout=None) -> Denoiser:
-    """Binds weights and condition: (x (B,...), sigma () or (B,)) -> x0 (B,...)."""
+    """Binds weights and condition: (x (B,...), sigma () or (B,)) -> x0 (B,...).
+
+    Raises: ValueError for the model of a phase process.
+    """
+    if isinstance(model.precond, PhasePrecond):
+        raise ValueError("a model of CLD is no denoiser: train it with the objective cld, sample it as CLD.")
 
     def denoise(x, sigma):
         c = _coefficients(model, x, sigma)
         return _output(c, x, model.network.apply(params, expand(c.inp, x) * x, c.noise, cond, dropout=dropout))
 
     return denoise
+
+
+class Velocity(NamedTuple):
+    """A bound model of a phase process."""
+
+    process: PhaseProcess
+    matching: str  # "hsm" or "dsm": whether its kernel starts from drawn velocities or averages over them
+    noise: Callable[[Array, Array], Array]  # (state (B,...,2C), t () or (B,)) -> alpha (B,...,C)
+
+    def lower(self, t: Array) -> Array:
+        """(..., 2, 2) Cholesky factor of the kernel that it was trained on."""
+        return self.process.chol(t) if self.matching == "hsm" else self.process.chol(t, 0.0)
+
+    def score(self, state: Array, t: Array) -> Array:
+        """-l_t alpha (B,...,C): the gradient of the state's log density with respect to its velocity."""
+        t = jnp.asarray(t, state.dtype)
+        return -expand(langevin.precision(self.lower(t)), state) * self.noise(state, t)
+
+
+def velocity(model: Model, params: Params, cond: Cond = {}, dropout=None) -> Velocity:
+    """Binds weights and condition of a model of a phase process; F sees x and v side by side in its channels.
+
+        alpha = F(x, v; c_noise), and if mixed, + v / (l_t Var v):    what the velocity's noise is predicted as
+
+    Var v is the kernel's from x0 = 0 and v0 ~ N(0, gamma M), so a network of zeros is right at the end.
+
+    Raises: ValueError for a model that is a denoiser.
+    Source: Dockhorn et al. 2022 (arXiv:2112.07068), section 3.2 and appendix B.
+    """
+    if not isinstance(model.precond, PhasePrecond):
+        raise ValueError("a denoiser has no velocity: the objective cld needs a model with precond cld.")
+    process, matching, label, mixed = model.precond
+
+    def noise(state, t):
+        t = jnp.broadcast_to(jnp.asarray(t, state.dtype), state.shape[:1])
+        alpha = model.network.apply(params, state, label(t), cond, dropout=dropout).astype(state.dtype)
+        if mixed:
+            share = 1 / (langevin.precision(bound.lower(t)) * langevin.velocity_variance(process.chol(t)))
+            alpha = alpha + expand(share, state) * langevin.split(state)[1]
+        return alpha
+
+    bound = Velocity(process, matching, noise)
+    return bound
+
+
+def input_shape(model: Model, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """What a model's network takes for images of `shape`: twice the channels for a phase process."""
+    return (*shape[:-1], 2 * shape[-1]) if isinstance(model.precond, PhasePrecond) else tuple(shape)
 
 
 def tapped(model: Model, params: Params, cond: Cond, taps: Sequence[str]) -> Callable:

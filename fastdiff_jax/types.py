@@ -54,13 +54,6 @@ class Precond(NamedTuple):
     sigma_max: float
 
 
-class Model(NamedTuple):
-    """A network with its preconditioning; `precond.denoiser` binds weights and condition."""
-
-    network: Network
-    precond: Precond
-
-
 class Process(NamedTuple):
     """x_t = scale(t) (x0 + sigma(t) eps); drift and diffusion follow by autodiff."""
 
@@ -69,6 +62,43 @@ class Process(NamedTuple):
     inverse: Callable[[Array], Array]  # sigma -> t
     t_min: float
     t_max: float
+
+
+class PhaseProcess(NamedTuple):
+    """Position and velocity z = (x, v), dz = drift z dt + diffusion dw: critically damped Langevin dynamics.
+
+    t () or (B,) -> (..., 2, 2), which act on x and v of every coordinate alike.
+    """
+
+    mean: Callable[[Array], Array]
+    chol: Callable[..., Array]  # (t, gamma=own) -> lower factor of the covariance from v0 ~ N(0, gamma mass)
+    drift: Callable[[Array], Array]
+    diffusion: Callable[[Array], Array]
+    clock: Callable[[Array], Array]  # t -> (...), the integral of beta
+    mass: float
+    gamma: float
+    eps: float  # added to both variances
+    t_min: float
+    t_max: float
+
+
+class PhasePrecond(NamedTuple):
+    """How a network (x, v) -> (channels of x) becomes the velocity score of a `PhaseProcess`."""
+
+    process: PhaseProcess
+    matching: str  # "hsm" or "dsm": the kernel whose noise is predicted
+    noise: Callable[[Array], Array]  # t (B,) -> c_noise (B,)
+    mixed: bool  # whether the network adds to the score of Gaussian velocities
+
+
+class Model(NamedTuple):
+    """A network with its preconditioning; `precond.denoiser` binds weights and condition.
+
+    The model of a phase process is no denoiser: `precond.velocity` binds it.
+    """
+
+    network: Network
+    precond: Precond | PhasePrecond
 
 
 class At(NamedTuple):
@@ -146,6 +176,16 @@ class Method(NamedTuple):
     samplers: Mapping[str, Sampler]
     variant: Callable[[int, int], Hashable] = constant  # (step, seed), on the host, static under jit
     advance: Callable[[State, int], State] = keep  # host side, between compiled steps
+    # variant -> network evaluations that a step makes for an image: forward 1, gradient 3; None: not stated
+    cost: Callable[[Hashable], int] | None = None
+
+
+class Recording(NamedTuple):
+    """What a method's training step asks of its teacher, as something that can be computed beforehand."""
+
+    recipe: Mapping[str, Any]  # JSON: what the states depend on besides weights, latents and labels
+    calls: int  # of the teacher, for one image
+    states: Callable[[Frozen, Array, Cond], Array]  # (frozen, latents (B,...), cond) -> (B,S,...)
 
 
 class Metric(NamedTuple):

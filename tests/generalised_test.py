@@ -96,7 +96,7 @@ def test_levels_are_rounded_to_the_model_s():
     [
         (lambda: generalised.generalised("rk4"), "solver euler, heun; got 'rk4'"),
         (lambda: generalised.generalised(time="cosine"), "time linear, ve, vp; got 'cosine'"),
-        (lambda: generalised.generalised(scaling="ve"), "scaling none, vp; got 've'"),
+        (lambda: generalised.generalised(scaling="ve"), "scaling none, vp, fdm; got 've'"),
         (lambda: generalised.generalised(alpha=0), r"in \(0, 1\]; got 0"),
         (lambda: generalised.generalised(s_churn=-1), "amounts of noise"),
         (lambda: ends(generalised.generalised(time="vp"), np.array([2.0, 0.0])), "give both, or more"),

@@ -1,7 +1,7 @@
 """Denoising score matching: what a teacher minimises, and what a fake score minimises on generated images."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from fastdiff_jax import registry
 from fastdiff_jax.losses import levels as laws
 from fastdiff_jax.losses.levels import Levels
+from fastdiff_jax.precond import denoiser
 from fastdiff_jax.rng import stream
 from fastdiff_jax.types import Array, Denoiser, Draws, Key, expand
 
@@ -19,26 +20,50 @@ class Objective(NamedTuple):
     draw: Callable[
         [Key, tuple[int, ...]], Draws
     ]  # (key, (B,...)) -> {"level": (B,), "noise": (B,...)}
-    loss: Callable[..., Array]  # (denoise, x0 (B,...), draws, *, guard=False) -> unreduced (B,...)
+    loss: Callable[..., Array]  # (bound, x0 (B,...), draws, *, step=None) -> unreduced (B,...)
+    bind: Callable[..., Any] = denoiser  # (model, params, cond, dropout) -> what `loss` is given
 
 
-def denoising(levels: Levels, weight: Callable[[Array], Array]) -> Objective:
+CAP, GROWTH = 5.0, 100.0  # of the weights: where it starts, and its growth until it is lifted
+
+
+def weight_cap(step: Array, warmup: int) -> Array:
+    """FDM's limit of the loss weights at a step: 5 * 100^(step / warmup) before step `warmup`, then none (inf).
+
+    The authors' code counts loss calls, per process and from zero again when it resumes (arXiv:2306.06991).
+    """
+    step = jnp.asarray(step, jnp.result_type(float))
+    return jnp.where(step < warmup, CAP * GROWTH ** (step / max(warmup, 1)), jnp.inf)
+
+
+def denoising(levels: Levels, weight: Callable[[Array], Array], warmup: int = 0) -> Objective:
     """w(sigma) (D(x0 + sigma eps; sigma) - x0)^2, elementwise.
 
     With `guard`, samples in which the target or the prediction has a NaN contribute zeros, values and
     gradients (SiD's guard); the caller's divisor stays the full batch.
+
+    Args:
+      warmup: steps during which w is capped, see `weight_cap`; the loss then asks for the step.
+    Raises: ValueError for a negative warm-up.
     """
+    if warmup < 0 or warmup != int(warmup):
+        raise ValueError(f"the warm-up of the loss weights is a number of steps; got {warmup}.")
 
     def draw(key, shape):
         level = levels.draw(stream(key, "level"), shape[:1])
         return {"level": level, "noise": jax.random.normal(stream(key, "noise"), shape)}
 
-    def loss(denoise: Denoiser, x0, draws, *, guard=False):
+    def loss(denoise: Denoiser, x0, draws, *, guard=False, step=None):
         sigma = levels.sigma(draws["level"])
         predicted = denoise(x0 + expand(sigma, x0) * draws["noise"], sigma)
         if guard:
             x0, predicted = without_nan(x0, predicted)
-        return expand(weight(sigma), x0) * (predicted - x0) ** 2
+        weights = weight(sigma)
+        if warmup and step is None:
+            raise ValueError("the objective warms its weights up, so its loss needs the step; set warmup=0.")
+        if warmup:
+            weights = jnp.minimum(weights, weight_cap(step, warmup))
+        return expand(weights, x0) * (predicted - x0) ** 2
 
     return Objective(draw, loss)
 
@@ -52,29 +77,29 @@ def without_nan(*arrays: Array) -> tuple[Array, ...]:
     return tuple(jnp.where(expand(bad, a), 0, a) for a in arrays)
 
 
-def edm(p_mean: float = -1.2, p_std: float = 1.2, sigma_data: float = 0.5) -> Objective:
+def edm(p_mean: float = -1.2, p_std: float = 1.2, sigma_data: float = 0.5, warmup: int = 0) -> Objective:
     """Log-normal levels, weight (sigma^2 + sd^2) / (sigma sd)^2 (arXiv:2206.00364, Table 1)."""
     return denoising(
-        laws.lognormal(p_mean, p_std), lambda s: (s**2 + sigma_data**2) / (s * sigma_data) ** 2
+        laws.lognormal(p_mean, p_std), lambda s: (s**2 + sigma_data**2) / (s * sigma_data) ** 2, warmup
     )
 
 
-def vp(beta_d: float = 19.9, beta_min: float = 0.1, eps: float = 1e-5) -> Objective:
+def vp(beta_d: float = 19.9, beta_min: float = 0.1, eps: float = 1e-5, warmup: int = 0) -> Objective:
     """Noise prediction on the VP process: uniform time, weight 1 / sigma^2."""
-    return denoising(laws.vp_time(beta_d, beta_min, eps), lambda s: 1 / s**2)
+    return denoising(laws.vp_time(beta_d, beta_min, eps), lambda s: 1 / s**2, warmup)
 
 
-def ve(sigma_min: float = 0.02, sigma_max: float = 100.0) -> Objective:
+def ve(sigma_min: float = 0.02, sigma_max: float = 100.0, warmup: int = 0) -> Objective:
     """Noise prediction on the VE process: log-uniform levels, weight 1 / sigma^2."""
-    return denoising(laws.log_uniform(sigma_min, sigma_max), lambda s: 1 / s**2)
+    return denoising(laws.log_uniform(sigma_min, sigma_max), lambda s: 1 / s**2, warmup)
 
 
 OBJECTIVES = {"edm": edm, "vp": vp, "ve": ve}
 
 
 def build(config) -> Objective:
-    """The objective that `config.name` asks for; its other entries are arguments.
+    """The objective that `config.name` asks for, of any module of losses/; its other entries are arguments.
 
     Raises: ValueError naming the known ones.
     """
-    return registry.choose(OBJECTIVES, config, "objective")
+    return registry.choose(OBJECTIVES | registry.entries("losses", "OBJECTIVES"), config, "objective")

@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fastdiff_jax import registry, trees
+from fastdiff_jax import precond, registry, trees
 from fastdiff_jax.losses import accumulation
-from fastdiff_jax.precond import denoiser
 from fastdiff_jax.rng import stream
 from fastdiff_jax.solvers import sampling
 from fastdiff_jax.types import Array, Method, Params, Parts
@@ -47,14 +46,16 @@ def build(config, parts: Parts) -> Method:
       parts: models["student"], optimizers["student"], objective, schedule, shape, labels.
     Frozen: nothing; at `init` optionally "initial", weights to start from.
     Metrics: loss, the sum over pixels and mean over samples; ema_beta.
-    Raises: ValueError for unknown settings, and in `init` for weights that do not fit.
+    Raises: ValueError for unknown settings, an objective of another kind of model, and in `init` for weights
+      that do not fit.
     """
     config = registry.options(Options, config, "method teacher")
     model, tx, objective = parts.models["student"], parts.optimizers["student"], parts.objective
+    objective.bind(model, {})  # refuses a model of another kind now, not in the first step
 
     def init(key, frozen):
         cond = {} if parts.labels is None else {"label": jnp.zeros((1, len(parts.labels)))}
-        params = model.network.init(key, jnp.zeros((1, *parts.shape)), cond)
+        params = model.network.init(key, jnp.zeros((1, *precond.input_shape(model, parts.shape))), cond)
         if "initial" in frozen:
             trees.check_fits(frozen["initial"], params, "student")
             params = trees.copy(frozen["initial"])
@@ -71,14 +72,16 @@ def build(config, parts: Parts) -> Method:
 
     def update(state, frozen, batch, draws, variant):
         size = len(batch["image"])
-        samples = {"image": batch["image"], "level": draws["level"], "noise": draws["noise"]}
+        own = {name: values for name, values in draws.items() if name not in ("dropout", "label_kept")}
+        samples = {"image": batch["image"]} | own  # the objective's draws, one a sample
         if parts.labels is not None:
             one_hot = jax.nn.one_hot(batch["label"], len(parts.labels))
             samples["label"] = one_hot * draws["label_kept"][:, None]
 
         def loss(params, part, dropout):
-            denoise = denoiser(model, params, {k: part[k] for k in part if k == "label"}, dropout)
-            total = objective.loss(denoise, part["image"], part).sum() / size
+            cond = {k: part[k] for k in part if k == "label"}
+            bound = objective.bind(model, params, cond, dropout)
+            total = objective.loss(bound, part["image"], part, step=state.step).sum() / size
             return config.loss_scale * total, total
 
         total, grads = accumulation.value_and_grad(
@@ -92,4 +95,4 @@ def build(config, parts: Parts) -> Method:
         return State(state.step + 1, params, ema, opt), {"loss": total, "ema_beta": beta}
 
     samplers = sampling.samplers(config.samplers, model, parts.schedule, parts.shape)
-    return Method(init, draw, update, lambda state: state.ema, samplers)
+    return Method(init, draw, update, lambda state: state.ema, samplers, cost=lambda variant: 3)

@@ -13,7 +13,8 @@ def perturb(process: Process, x0: Array, t: Array, eps: Array) -> Array:
 
 def drift(process: Process, t: Array) -> Array:
     """f(t) = d ln scale / dt of dx = f(t) x dt + g(t) dw, elementwise over t."""
-    return _derivative(lambda s: jnp.log(process.scale(s)), t)
+    # Not the derivative of the logarithm: an oscillating scale passes through zero.
+    return _derivative(process.scale, t) / process.scale(t)
 
 
 def diffusion(process: Process, t: Array) -> Array:

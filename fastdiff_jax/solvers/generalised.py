@@ -9,10 +9,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from fastdiff_jax import precond
 from fastdiff_jax.precond import same
+from fastdiff_jax.processes import fdm
 from fastdiff_jax.solvers import schedules, singlestep
 from fastdiff_jax.solvers.heun import churn, lifted
 from fastdiff_jax.types import Array, Schedule, Solver
@@ -57,6 +59,34 @@ def vp_clock(sigma_min: float, sigma_max: float, eps_s: float) -> Clock:
     return Clock(sigma, slope, inverse)
 
 
+class Scale(NamedTuple):
+    """The scale s as a function of the noise level, on the host."""
+
+    value: Callable[[float], float]
+    slope: Callable[[float], float]  # ds / dsigma
+
+
+def fdm_scale(multiplier: float) -> Scale:
+    """EDM-FDM's scale, see `processes.fdm.edm`.
+
+    It falls fast at large noise, so a step there errs more than one of x0 + sigma eps does. For study only.
+    """
+    process = fdm.edm(multiplier)
+
+    def value(sigma):
+        return process.scale(process.inverse(sigma))
+
+    slope = jax.grad(value)
+    return Scale(partial(schedules.on_host, value), partial(schedules.on_host, slope))
+
+
+SCALES = {
+    "none": lambda multiplier: Scale(lambda sigma: 1.0, lambda sigma: 0.0),
+    "vp": lambda multiplier: Scale(
+        lambda sigma: 1 / np.sqrt(1 + sigma**2), lambda sigma: -sigma * (1 + sigma**2) ** -1.5
+    ),
+    "fdm": fdm_scale,
+}
 TIMES = ("linear", "ve", "vp")
 STAGES = {"euler": 1, "heun": 2}
 
@@ -81,6 +111,7 @@ def generalised(
     solver: str = "heun",
     time: str = "linear",
     scaling: str = "none",
+    multiplier: float = 2.0,
     alpha: float = 1.0,
     eps_s: float = 1e-3,
     sigma_min: float | None = None,
@@ -101,7 +132,8 @@ def generalised(
     Args:
       solver: "euler" or "heun".
       time: "linear": sigma = t; "ve": sqrt(t); "vp": `vp_clock` over the range.
-      scaling: "none": s = 1; "vp": s = 1 / sqrt(1 + sigma^2).
+      scaling: "none": s = 1; "vp": s = 1 / sqrt(1 + sigma^2); "fdm": see `fdm_scale`.
+      multiplier: of "fdm".
       alpha: place of the second slope: 1 Heun, 1/2 midpoint, 2/3 Ralston.
       eps_s: time of sigma_min in "vp".
       sigma_min, sigma_max: range that "vp" is made for; by default the run's own levels above zero.
@@ -111,11 +143,12 @@ def generalised(
     """
     _known("solver", solver, STAGES)
     _known("time", time, TIMES)
-    _known("scaling", scaling, ("none", "vp"))
+    _known("scaling", scaling, SCALES)
     if not 0 < alpha <= 1:
         raise ValueError(f"alpha is the place of the second slope in a step, in (0, 1]; got {alpha}.")
     noise = churn(s_churn, s_min, s_max, s_noise, rounding)
     plan = partial(singlestep.calls, stages=STAGES[solver])
+    scale = SCALES[scaling](multiplier)
 
     def clock(sigmas):
         if time != "vp":
@@ -130,23 +163,21 @@ def generalised(
 
     def table(sigmas):
         hat, spread = noise.rows(sigmas)
-        rows = coefficients(clock(sigmas), scaling == "vp", alpha, plan(sigmas), hat, sigmas[1:])
+        rows = coefficients(clock(sigmas), scale, alpha, plan(sigmas), hat, sigmas[1:])
         return Row(hat, spread, *rows) if s_churn else rows
 
     step = churned if s_churn else singlestep.from_noise
     return Solver(step, table=table, plan=plan, repeats=rounding is not same)
 
 
-def coefficients(clock: Clock, scaled: bool, alpha: float, plan, high, low) -> singlestep.Row:
+def coefficients(clock: Clock, scaling: Scale, alpha: float, plan, high, low) -> singlestep.Row:
     """The table of steps from levels high (N,) to low (N,), each of plan[i] stages."""
-
-    def scale(sigma):
-        return 1 / np.sqrt(1 + sigma**2) if scaled else 1.0
+    scale = scaling.value
 
     def slopes(t, sigma):
         """Weights of x and eps in f: ds/dt and s dsigma/dt."""
         rate = clock.slope(t)
-        return -sigma * rate * scale(sigma) ** 3 if scaled else 0.0, scale(sigma) * rate
+        return scaling.slope(sigma) * rate, scale(sigma) * rate
 
     def one(sigma, to):
         # Zero is at t = 0; with beta_min < 0 the level falls to zero once before.

@@ -9,8 +9,8 @@ import jax
 from fastdiff_jax import guidance, registry
 from fastdiff_jax.precond import denoiser
 from fastdiff_jax.rng import normal_per_image
-from fastdiff_jax.solvers import driver, named
-from fastdiff_jax.types import Cond, Denoiser, Model, Params, Sampler, Schedule
+from fastdiff_jax.solvers import driver, named, sscs
+from fastdiff_jax.types import Cond, Denoiser, Model, Params, PhasePrecond, Sampler, Schedule
 
 
 def samplers(
@@ -27,14 +27,17 @@ def samplers(
         may have a `schedule` of its own, and `guidance`, the settings of `Guidance`.
       schedule: N -> (N+1,) noise levels of the others.
       weights: name of the frozen tree to sample (a student's teacher); None for the params.
+    A model of CLD has solvers, options and times of its own, see `sscs.samplers`.
     Raises: ValueError for unknown solvers, and calls that a solver cannot make.
     """
+    if isinstance(model.precond, PhasePrecond):
+        return sscs.samplers(requests, model, shape, weights)
 
     @functools.cache  # samplers that differ in a solver's numbers only share their programs
     def generator(guide):
         def generate(prepared, params, frozen, keys, cond):
             params = params if weights is None else frozen[weights]
-            denoise = denoiser(model, params, cond) if guide is None else guide.denoiser(model, params, cond)
+            denoise = (denoiser if guide is None else guide.denoiser)(model, params, cond)
             noise = driver.per_image(keys, shape)
             return named.generate(denoise, prepared, normal_per_image(keys, shape), noise=noise)
 
@@ -43,7 +46,7 @@ def samplers(
     def one(request):
         settings = {"schedule": schedule, **request}
         name, nfe, guide = settings.pop("name"), settings.pop("nfe"), settings.pop("guidance", None)
-        guide = guide and registry.options(Guidance, guide, "guidance")
+        guide = guided(guide) if guide else None
         if guide and nfe % guide.calls():
             raise ValueError(f"guidance calls the network twice a step; use an even nfe, not {nfe}.")
         calls = nfe // guide.calls() if guide else nfe
@@ -65,7 +68,7 @@ class Guidance(NamedTuple):
         return 1 if self.scale in (0, 1) else 2  # an interval with one of these acts everywhere
 
     def denoiser(self, model: Model, params: Params, cond: Cond) -> Denoiser:
-        """The guided denoiser; a missing label stands for none. Raises: ValueError without labels."""
+        """`precond.denoiser`, guided; a missing label stands for none. Raises: ValueError without labels."""
         if "label" not in cond:
             raise ValueError("guidance needs a model with labels; this one is sampled without.")
         conditional = denoiser(model, params, cond)
@@ -74,3 +77,10 @@ class Guidance(NamedTuple):
         if self.calls() == 1 or (self.low, self.high) == (0.0, float("inf")):
             return guidance.guided(conditional, unconditional, self.scale)
         return guidance.interval(conditional, unconditional, self.scale, self.low, self.high)
+
+
+def guided(settings: Mapping) -> Guidance:
+    """Guidance by its settings. Raises: ValueError for unknown ones, or a scale or an interval that is none."""
+    found = registry.options(Guidance, settings, "guidance")
+    guidance.interval(None, None, *found)  # binds nothing yet, only refuses
+    return found

@@ -270,7 +270,7 @@ def dpm_solver_3s() -> Solver:
 
 
 def dpmpp_3s(nfe: int | None = None) -> Solver:
-    """DPM-Solver++(3S) in data prediction, its steps of lower order where the calls do not last; one call onto zero.
+    """DPM-Solver++(3S): steps of order 3 as long as the calls last, in data prediction; one call onto zero.
 
     Args:
       nfe: as `dpm_solver_fast`, whose plan this is; None: of order 3 throughout.

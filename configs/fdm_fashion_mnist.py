@@ -1,0 +1,40 @@
+"""FDM teacher of Fashion-MNIST (TFDS)."""
+
+from configs import common
+
+
+def get_config(arg="full"):
+    """The edm_fashion_mnist teacher with FDM on EDM; `:vp` and `:ve` for other base processes.
+
+    `,16` halves the images. `,plain` is without FDM, `,scale` and `,warmup` have one part of it.
+    """
+    given = common.words(arg, "16", *common.FDM)
+    small = "16" in given
+    config = common.base()
+    config.data = dict(
+        name="tfds", dataset="fashion_mnist", size=16 if small else 32, in_memory=True
+    )
+    network = dict(
+        name="song", architecture="ncsnpp" if "ve" in given else "ddpmpp", model_channels=32 if small else 64,
+        channel_mult=(1, 2) if small else (1, 2, 2), num_blocks=1 if small else 2,
+        attn_resolutions=(8,) if small else (16,), dropout=0.0 if small else 0.1, dtype="float32",
+    )  # fmt: skip
+    config.models = dict(student=dict(network=network, precond=dict(name="edm")))
+    common.fdm(
+        config, given,
+        edm=dict(sigma_data=0.65, p_mean=-1.0, p_std=1.2),
+        multiplier=dict(edm=2.0, vp=2.0),
+        warmup=dict(edm=200, vp=400, ve=400),  # as published for CIFAR-10
+    )  # fmt: skip
+    config.method = dict(
+        name="teacher", ema_half_life=50e3, ema_ramp=0.05, label_dropout=0.0, accumulation=1
+    )
+    config.method.samplers = common.usual_samplers()
+    adam = dict(name="adam", learning_rate=1e-3, ramp_images=25600.0, decay="cosine", final=0.02)
+    config.optimizers = dict(student=adam)  # ours
+    steps = 4000 if small else 40000
+    config.train.update(batch_size=128, steps=steps, log_every=50, save_every=1000)
+    if not small:
+        config.evaluation.panel.features.px = dict(name="pixels", pool=2)  # 256 dimensions, as `:16`
+    config.evaluation.update(num=10000, batch_size=500)
+    return common.smoke(config) if "smoke" in given else config

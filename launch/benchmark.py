@@ -1,6 +1,6 @@
 """Measures an experiment on this machine: compile time, ms per training step, images/s sampled, peak memory.
 
-    python launch/benchmark.py --config configs/sid_digits.py [--steps 20] [--workdir DIR]
+    python launch/benchmark.py --config configs/sid_digits.py [--steps 20]
 
 Weights are fresh (a student's teacher too): speed does not depend on them, and nothing is trained or written.
 """

@@ -133,6 +133,13 @@ class TestRequests:
         chex.assert_trees_all_close(out, expected, rtol=1e-4, atol=1e-5)
         assert jnp.abs(out - self.images(label, scale=2.5, low=0.2, high=3.0)).max() > 1e-4
 
+    def test_an_interval_without_the_condition_takes_both_models(self):
+        """Scale 0 between two levels: unconditional there, conditional elsewhere, so two calls a step."""
+        label = {"label": jax.nn.one_hot(jnp.arange(4) % 3, 3)}
+        bounded, whole = self.images(label, scale=0.0, low=0.5, high=2.0), self.images(label, scale=0.0)
+        assert jnp.abs(bounded - whole).max() > 1e-4
+        assert sampling.Guidance(0.0, 0.5, 2.0).calls() == 2 and sampling.Guidance(0.0).calls() == 1
+
     def test_what_cannot_be_guided_is_refused(self):
         with pytest.raises(ValueError, match="without"):
             self.images({}, scale=2.0)

@@ -78,6 +78,19 @@ def test_after_k_passes_the_first_k_states_are_exact(name, x64):
             chex.assert_trees_all_close(exact, states[: k + 1], rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("name", ["euler", "dpmpp_2m"])
+def test_a_hundred_steps_take_a_third_of_the_calls_in_a_row(name):
+    """At the tolerance and window of launch/paradigms.py, on the schedule of the digits teacher."""
+    common = dict(schedule=schedules.polynomial(0.002, 80.0))
+    request = parallel.Request()
+    settings = dict(window=request.window, tolerance=request.tolerance)
+    one, many = (named.sampler(name, 100, parallel=p, **common) for p in (None, settings))
+    z = jax.random.normal(jax.random.key(0), (8, 4))
+    run = jax.jit(lambda z: named.run(mixture, many, z))(z)
+    assert run.passes <= 33 and run.evaluations > 100
+    chex.assert_trees_all_close(run.x, named.generate(mixture, one, z), atol=5e-3)
+
+
 @pytest.mark.parametrize("name", ONE_CALL)
 def test_the_difference_goes_to_zero_with_the_tolerance(name, x64):
     errors = []

@@ -195,6 +195,23 @@ def test_levels_beyond_what_a_model_was_trained_for_are_refused():
     assert unsaid.sigmas[0] == 80 and unsaid.sigmas[-2] == 0.02
 
 
+@pytest.mark.parametrize(
+    "name, nfe, options, words",
+    [
+        ("heun_churn", 6, dict(afs=True), "afs cannot guess"),
+        ("generalised", 6, dict(afs=True, s_churn=1.0), "afs cannot guess"),
+        ("euler", 2.5, {}, "whole number of network calls.*2.5"),
+        ("euler", 0, {}, "at least one; got 0"),
+        ("euler", 4, dict(schedule="polynomial"), r"dict\(name=...\); got 'polynomial'"),
+        ("scheduled", 4, dict(segments=("euler",)), "a segment is .*got 'euler'"),
+        ("scheduled", 4, dict(segments=(("dpm_solver_fast", 2),)), "give its segment the option nfe"),
+    ],
+)
+def test_samplers_that_cannot_be_are_one_line(name, nfe, options, words):
+    with pytest.raises(ValueError, match=words):
+        named.sampler(name, nfe, **{"schedule": schedules.polynomial(zero=False)} | options)
+
+
 def test_samplers_of_a_model_are_made_by_request():
     class Model:
         precond = precond.edm()

@@ -4,6 +4,7 @@ The draw and the law are apart so that recorded draws replay: `normal` laws read
 U[0, 1).
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,17 +14,24 @@ import jax.numpy as jnp
 from fastdiff_jax.processes import standard
 from fastdiff_jax.types import Array, Key
 
+RARE = 5.0  # standard deviations
+
 
 class Levels(NamedTuple):
     """A distribution of noise levels."""
 
     draw: Callable[[Key, tuple[int, ...]], Array]  # (key, (B,)) -> standard draws
     sigma: Callable[[Array], Array]  # draws (B,) -> sigma (B,)
+    ends: tuple[float, float]  # the least and the largest level that training meets
 
 
 def lognormal(mean: float = -1.2, std: float = 1.2) -> Levels:
-    """sigma = exp(mean + std r), r ~ N(0, 1); EDM's training law (arXiv:2206.00364, Table 1)."""
-    return Levels(jax.random.normal, lambda r: jnp.exp(mean + std * r))
+    """sigma = exp(mean + std r), r ~ N(0, 1); EDM's training law (arXiv:2206.00364, Table 1).
+
+    Its ends are those of |r| = RARE, beyond which 6 draws in ten million lie.
+    """
+    ends = math.exp(mean - RARE * std), math.exp(mean + RARE * std)
+    return Levels(jax.random.normal, lambda r: jnp.exp(mean + std * r), ends)
 
 
 def karras(
@@ -43,19 +51,24 @@ def karras(
         )
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     return Levels(
-        jax.random.uniform, lambda u: (high + (1 - u * (t_max / 1000)) * (low - high)) ** rho
+        jax.random.uniform,
+        lambda u: (high + (1 - u * (t_max / 1000)) * (low - high)) ** rho,
+        (sigma_min, (high + (1 - t_max / 1000) * (low - high)) ** rho),
     )
 
 
 def vp_time(beta_d: float = 19.9, beta_min: float = 0.1, eps: float = 1e-5) -> Levels:
     """sigma(t) of the VP process at t = 1 + u (eps - 1), uniform over (eps, 1]."""
     process = standard.vp(beta_d, beta_min, eps)
-    return Levels(jax.random.uniform, lambda u: process.sigma(1 + u * (eps - 1)))
+    ends = tuple(math.sqrt(math.expm1(beta_d * t**2 / 2 + beta_min * t)) for t in (eps, 1.0))
+    return Levels(jax.random.uniform, lambda u: process.sigma(1 + u * (eps - 1)), ends)
 
 
 def log_uniform(sigma_min: float = 0.02, sigma_max: float = 100.0) -> Levels:
     """sigma = sigma_min (sigma_max / sigma_min)^u: the VE process in its own time."""
-    return Levels(jax.random.uniform, lambda u: sigma_min * (sigma_max / sigma_min) ** u)
+    return Levels(
+        jax.random.uniform, lambda u: sigma_min * (sigma_max / sigma_min) ** u, (sigma_min, sigma_max)
+    )
 
 
 LEVELS = {"lognormal": lognormal, "karras": karras, "vp_time": vp_time, "log_uniform": log_uniform}

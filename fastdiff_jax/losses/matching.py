@@ -22,6 +22,7 @@ class Objective(NamedTuple):
     ]  # (key, (B,...)) -> {"level": (B,), "noise": (B,...)}
     loss: Callable[..., Array]  # (bound, x0 (B,...), draws, *, step=None) -> unreduced (B,...)
     bind: Callable[..., Any] = denoiser  # (model, params, cond, dropout) -> what `loss` is given
+    ends: tuple[float, float] = (0.0, float("inf"))  # the noise levels that training meets
 
 
 CAP, GROWTH = 5.0, 100.0  # of the weights: where it starts, and its growth until it is lifted
@@ -65,7 +66,7 @@ def denoising(levels: Levels, weight: Callable[[Array], Array], warmup: int = 0)
             weights = jnp.minimum(weights, weight_cap(step, warmup))
         return expand(weights, x0) * (predicted - x0) ** 2
 
-    return Objective(draw, loss)
+    return Objective(draw, loss, ends=levels.ends)
 
 
 def without_nan(*arrays: Array) -> tuple[Array, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastdiff_jax import rng
 from fastdiff_jax.metrics import timing
-from fastdiff_jax.runtime import commands, compile, generate, progress
+from fastdiff_jax.runtime import commands, compile, generate, progress, recorded
 from fastdiff_jax.runtime import mesh as meshes
 from fastdiff_jax.runtime.assemble import Job, assemble
 from fastdiff_jax.runtime.experiment import Experiment
@@ -51,9 +51,14 @@ def training(
     state, frozen = create(rng.root(0, "init"), basis), jax.device_put(frozen, frozen_layout)
     step, key = compile.train_step(job.method, layout, frozen_layout, mesh), rng.root(0, "train")
     local = batch_size // jax.process_count()
-    image = np.random.default_rng(0).uniform(-1, 1, (local, *job.parts.shape)).astype(np.float32)
-    label = np.resize(np.arange(max(job.classes, 1), dtype=np.int32), local)
-    batch, variant = meshes.place({"image": image, "label": label}, mesh), job.method.variant(0, 0)
+    generator = np.random.default_rng(0)
+    batch = {
+        name: np.resize(np.arange(max(job.classes, 1), dtype=np.int32), local)
+        if name == "label"
+        else generator.uniform(-1, 1, like.shape).astype(np.float32)
+        for name, like in recorded.batch_shapes(job, frozen, local).items()
+    }
+    batch, variant = meshes.place(batch, mesh), job.method.variant(0, 0)
     begun = time.perf_counter()
     step = step.lower(state, frozen, batch, key, variant).compile()
     compiled, seconds = time.perf_counter() - begun, []

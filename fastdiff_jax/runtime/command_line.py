@@ -15,6 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from fastdiff_jax.runtime import commands, experiment, progress, settings
+from fastdiff_jax.runtime.experiment import Experiment
 
 MODES = ("train", "sample", "eval", "dry_run")
 INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h
@@ -105,13 +106,27 @@ def parse(
     return values, values.config, reference
 
 
+def asked(
+    arguments: list[str], define: Callable = define, check: Callable = settings.check
+) -> tuple[flags.FlagValues, Experiment]:
+    """Flags, and the experiment in its work directory: --workdir, or runs/<config name>. Raises: as `parse`."""
+    values, config, reference = parse(arguments, define, check)
+    name = experiment.name_of(reference)
+    given = values.workdir if "workdir" in values else None
+    return values, Experiment(name, config, Path(given) if given else Path("runs") / name)
+
+
 def usage(name: str, values: flags.FlagValues) -> str:
     """What --help prints."""
-    rows = [f"  --{flag}: {values[flag].help}" for flag in sorted(values)]
+    rows = [f"  --{flag}: {values[flag].help}{_default(values[flag])}" for flag in sorted(values)]
     modes = [f"  modes: {', '.join(MODES)}"] if "mode" in values else []
     return "\n".join(
         [USAGE.format(name=name), *rows, *modes, f"  configs: {', '.join(experiment.known())}"]
     )
+
+
+def _default(flag: flags.Flag) -> str:
+    return "" if flag.default is None else f" (default: {str(flag.default_as_str).strip(chr(39))})"
 
 
 def main(arguments: list[str]) -> int:
@@ -124,9 +139,8 @@ def benchmark(arguments: list[str]) -> int:
     from fastdiff_jax.runtime import benchmark as measurement
 
     def work():
-        values, config, reference = parse(arguments, define_benchmark)
-        name = experiment.name_of(reference)
-        measurement.run(experiment.Experiment(name, config, Path("runs") / name), values.steps)
+        values, run = asked(arguments, define_benchmark)
+        measurement.run(run, values.steps)
         return 0
 
     return guarded(work)
@@ -137,11 +151,8 @@ def study(arguments: list[str]) -> int:
     from fastdiff_jax.runtime import study as measurement
 
     def work():
-        values, config, reference = parse(arguments, define_study, settings.check_study)
-        name = experiment.name_of(reference)
-        workdir = Path(values.workdir) if values.workdir else Path("runs") / name
-        done = measurement.run(experiment.Experiment(name, config, workdir))
-        return 0 if done else INTERRUPTED
+        _, run = asked(arguments, define_study, settings.check_study)
+        return 0 if measurement.run(run) else INTERRUPTED
 
     return guarded(work)
 
@@ -164,17 +175,14 @@ def guarded(work: Callable[[], int]) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    values, config, reference = parse(arguments)
-    name = experiment.name_of(reference)
-    workdir = Path(values.workdir) if values.workdir else Path("runs") / name
-    run = experiment.Experiment(name, config, workdir)
+    values, run = asked(arguments)
     if values.mode == "train":
         return 0 if commands.train(run) else INTERRUPTED
     if values.mode == "sample":
         labels = (
             None if values.labels is None else [_integer(label) for label in values.labels or [""]]
         )
-        out = Path(values.out) if values.out else workdir / "samples.npz"
+        out = Path(values.out) if values.out else run.workdir / "samples.npz"
         commands.sample(run, values.num, out, values.seed, labels, values.sampler)
     elif values.mode == "eval":
         commands.measure(run)

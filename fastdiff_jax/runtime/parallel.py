@@ -1,6 +1,5 @@
 """The command line of launch/paradigms.py: what sampling many steps at once saves, and what it changes."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -12,9 +11,9 @@ from jax.sharding import Mesh
 from fastdiff_jax import rng
 from fastdiff_jax.metrics import timing
 from fastdiff_jax.precond import denoiser
-from fastdiff_jax.runtime import command_line, commands, experiment, generate, progress, settings
+from fastdiff_jax.runtime import command_line, commands, generate, progress, settings
 from fastdiff_jax.runtime import mesh as meshes
-from fastdiff_jax.runtime.assemble import Job, assemble
+from fastdiff_jax.runtime.assemble import Job
 from fastdiff_jax.runtime.experiment import Experiment
 from fastdiff_jax.solvers import driver, named, picard
 
@@ -46,12 +45,10 @@ def main(arguments: list[str]) -> int:
     """Runs the command and returns its exit code, see `command_line`."""
 
     def command():
-        values, config, reference = command_line.parse(arguments, define)
-        name = experiment.name_of(reference)
-        workdir = Path(values.workdir) if values.workdir else Path("runs") / name
+        values, run = command_line.asked(arguments, define)
         asked = {field: getattr(values, field) for field in Request._fields}
         request = Request(**asked | {"solvers": tuple(values.solvers)})
-        work(Experiment(name, config, workdir), request)
+        work(run, request)
         return 0
 
     return command_line.guarded(command)
@@ -76,13 +73,9 @@ def work(run: Experiment, request: Request) -> list[Result]:
     Raises: ValueError for solvers that cannot be iterated, a window that does not divide over the devices, and
       if the teacher is not trained.
     """
-    method, basis = run.config.method.name, run.config.get("teacher")
-    if method != "teacher":
-        advice = f"use --config {basis}" if basis else "name the config of a teacher"
-        raise ValueError(f"{run.name} is trained by {method}, and a teacher is sampled here; {advice}.")
     if not request.solvers:
         raise ValueError("--solvers names at least one solver; got none.")
-    mesh, job = meshes.make(run.config.mesh), assemble(run.config)
+    mesh, job = meshes.make(run.config.mesh), commands.teacher(run)
     meshes.check_divides(min(request.window, request.nfe), mesh, "--window")
     pairs = {solver: pair(solver, job, request) for solver in request.solvers}
     weights, found = commands.product(job, run, mesh), []

@@ -167,7 +167,7 @@ def generalised(
         return Row(hat, spread, *rows) if s_churn else rows
 
     step = churned if s_churn else singlestep.from_noise
-    return Solver(step, table=table, plan=plan, repeats=rounding is not same)
+    return Solver(step, table=table, plan=plan, repeats=rounding is not same, guessed=not s_churn)
 
 
 def coefficients(clock: Clock, scaling: Scale, alpha: float, plan, high, low) -> singlestep.Row:

@@ -111,7 +111,7 @@ def heun_churn(
     rows = churn(s_churn, s_min, s_max, s_noise, rounding).rows
     plan = partial(calls, stages=2, lower_order_final=lower_order_final)
     # Rounding may merge levels; a step between equal ones still exchanges noise here.
-    return Solver(churned, table=rows, plan=plan, repeats=rounding is not same)
+    return Solver(churned, table=rows, plan=plan, repeats=rounding is not same, guessed=False)
 
 
 SOLVERS = {"heun": heun, "heun_churn": heun_churn}

@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
+from numbers import Integral
 from typing import NamedTuple
 
 import jax
@@ -60,6 +61,8 @@ def sampler(
     Raises: ValueError for an unknown solver or option, a cost that the solver cannot have, and levels
       outside the range that the model was trained at.
     """
+    if not isinstance(nfe, Integral) or isinstance(nfe, bool) or nfe < 1:
+        raise ValueError(f"{name}: nfe is a whole number of network calls, at least one; got {nfe!r}.")
     factories = registry.entries("solvers", "SOLVERS")
     if name not in factories:
         raise ValueError(f"no solver {name!r}; known: {', '.join(sorted(factories))}.")
@@ -77,6 +80,8 @@ def sampler(
     if "nfe" in known:
         options["nfe"] = nfe - denoise_to_zero + afs
     solver = factories[name](**options)
+    if afs and not solver.guessed:
+        raise ValueError(f"{name} moves x before its first call, so afs cannot guess that; set afs=False.")
 
     def cost(steps):
         return driver.evaluations(solver, schedule(steps), afs) + denoise_to_zero

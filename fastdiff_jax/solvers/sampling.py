@@ -65,7 +65,12 @@ class Guidance(NamedTuple):
 
     def calls(self) -> int:
         """Network calls for one prediction."""
-        return 1 if self.scale in (0, 1) else 2  # an interval with one of these acts everywhere
+        return 1 if self.scale == 1 or (self.scale == 0 and not self.bounded) else 2
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there are levels that it does not act at."""
+        return (self.low, self.high) != (0.0, float("inf"))
 
     def denoiser(self, model: Model, params: Params, cond: Cond) -> Denoiser:
         """`precond.denoiser`, guided; a missing label stands for none. Raises: ValueError without labels."""
@@ -74,7 +79,7 @@ class Guidance(NamedTuple):
         conditional = denoiser(model, params, cond)
         without = {name: value for name, value in cond.items() if name != "label"}
         unconditional = denoiser(model, params, without)
-        if self.calls() == 1 or (self.low, self.high) == (0.0, float("inf")):
+        if self.calls() == 1 or not self.bounded:
             return guidance.guided(conditional, unconditional, self.scale)
         return guidance.interval(conditional, unconditional, self.scale, self.low, self.high)
 

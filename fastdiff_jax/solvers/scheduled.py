@@ -127,6 +127,7 @@ def scheduled(
         plan,
         calls,
         repeats=all(part.solver.repeats for part in parts),
+        guessed=parts[0].solver.guessed,
         steps=None if None in counts else sum(counts),
     )
 
@@ -164,6 +165,8 @@ def _segment(given, rounding):
     """The `Segment` of a request."""
     if hasattr(given, "keys"):
         config = dict(given)
+    elif isinstance(given, str) or not 2 <= len(given) <= 3:
+        raise ValueError(f"a segment is (solver, steps), (solver, steps, options) or a mapping; got {given!r}.")
     else:
         solver, steps, *options = given
         config = dict(solver) if hasattr(solver, "keys") else {"name": solver}
@@ -174,6 +177,8 @@ def _segment(given, rounding):
         raise ValueError(f"a segment has a whole number of steps, at least one; got {steps} of {name}.")
     if name in factories:
         taken = inspect.signature(factories[name]).parameters
+        if "nfe" in taken and config.get("nfe") is None:
+            raise ValueError(f"{name} plans its steps by a run's calls; give its segment the option nfe.")
         defaults = {"lower_order_final": True, "rounding": rounding}
         config = {option: value for option, value in defaults.items() if option in taken} | config
     solver = registry.choose(factories, config, "solver")

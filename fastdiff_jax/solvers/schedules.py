@@ -276,6 +276,8 @@ def build(config, precond: Precond | None = None) -> Schedule:
       precond: a model whose range cuts the ends that the config leaves to their defaults.
     Raises: ValueError naming the known schedules or options.
     """
+    if not hasattr(config, "keys"):
+        raise ValueError(f"a schedule is a name with its settings, dict(name=...); got {config!r}.")
     given = dict(config)
     if precond is None or given.get("name") not in SCHEDULES:
         return registry.choose(SCHEDULES, given, "schedule")

@@ -37,7 +37,7 @@ class Entry(NamedTuple):
 
 def calls(entry: Hashable) -> int:
     """Network calls of a plan's entry."""
-    return entry.first + entry.corrects
+    return int(entry.first) + int(entry.corrects)
 
 
 def from_data(denoise, latest, x, at, *, plan):

@@ -146,6 +146,7 @@ class Solver(NamedTuple):
     evaluations: Callable[[Hashable], int] = entry_itself  # plan entry -> network calls
     repeats: bool = False  # whether levels may repeat, as rounding to few trained ones makes them
     steps: int | None = None  # the only number of steps it is made for; None: any
+    guessed: bool = True  # whether a first call's x0 can be given (AFS): not where the step moves x before it
 
 
 class Sampler(NamedTuple):
@@ -176,8 +177,10 @@ class Method(NamedTuple):
     samplers: Mapping[str, Sampler]
     variant: Callable[[int, int], Hashable] = constant  # (step, seed), on the host, static under jit
     advance: Callable[[State, int], State] = keep  # host side, between compiled steps
-    # variant -> network evaluations that a step makes for an image: forward 1, gradient 3; None: not stated
-    cost: Callable[[Hashable], int] | None = None
+    # (variant, recorded) -> network evaluations of a step for an image: forward 1, gradient 3. Recorded:
+    # its batch brings along what a `Recording` holds. None: not stated
+    cost: Callable[[Hashable, bool], int] | None = None
+    remarks: tuple[str, ...] = ()  # sentences for the report: what this training had, or had not
 
 
 class Recording(NamedTuple):

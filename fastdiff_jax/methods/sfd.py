@@ -3,7 +3,7 @@
 Source: Zhou et al., Simple and Fast Distillation of Diffusion Models, NeurIPS 2024 (arXiv:2409.19681).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -12,11 +12,22 @@ import numpy as np
 import optax
 
 from fastdiff_jax import guidance, registry, trees
-from fastdiff_jax.losses import trajectory
+from fastdiff_jax.losses import perceptual, trajectory
 from fastdiff_jax.precond import denoiser
 from fastdiff_jax.rng import normal_per_image, stream
-from fastdiff_jax.solvers import driver, multistep, named, schedules
-from fastdiff_jax.types import Array, Denoiser, Method, Params, Parts, Sampler, Schedule, Solver
+from fastdiff_jax.solvers import driver, multistep, named, sampling, schedules
+from fastdiff_jax.types import (
+    Array,
+    Cond,
+    Denoiser,
+    Method,
+    Params,
+    Parts,
+    Recording,
+    Sampler,
+    Schedule,
+    Solver,
+)
 
 LEVELS = {"name": "polynomial", "sigma_min": 0.006, "sigma_max": 80.0, "rho": 7.0, "zero": False}
 TEACHER = {"name": "dpmpp_3m", "threshold": True}
@@ -36,8 +47,17 @@ class Options(NamedTuple):
     conditioned: bool = False  # the student is told its number of levels (SFD-v)
     start: str = "global"  # a step starts where the last one led; "local": at the teacher's state
     loss: str = "l1"  # or "l2"
-    lpips: None = None  # no perceptual term
+    lpips: Mapping | None = None  # `Lpips`, a second term of the last step; None: the first alone
     nfe: Sequence[int] = ()  # calls of the samplers; () for one sampler a number of levels
+    guidance: Mapping = {}  # of the samplers, `sampling.Guidance`; of several scales, each has its own
+
+
+class Lpips(NamedTuple):
+    """Which LPIPS joins the loss; SFD has it in the second stage of pixel models only."""
+
+    weights: str = ""  # the file that launch/convert.py wrote
+    sha256: str = ""
+    variant: str = "sfd"  # or another of `perceptual.VARIANTS`
 
 
 class State(NamedTuple):
@@ -126,41 +146,34 @@ def build(config, parts: Parts) -> Method:
         x_0 = sigma_0 z,    x_{k+1} = x_k + (sigma_{k+1} - sigma_k) eps_theta(x_k; sigma_k), held fixed
         L_k = mean over the batch of sum |x_{k+1} - T_{k+1}|,    T the teacher's states from the same x_0
 
+    With `lpips`, of images of H W C values, the last step has
+
+        L_{n-2} = ... + H W C times the mean over the batch of LPIPS(x_{n-1}, T_{n-1})
+
+    as the reference adds the batch's mean LPIPS to every element of the first term before it sums them.
+
     theta moves after every step k, and x_{k+1} is what the step made before it moved. Dropout is on where the
-    network has any. There is no EMA.
+    network has any. There is no EMA. Batches with "states" (`data.pairs`) bring z, T and the labels along, and
+    the teacher is not called. Teacher and student are the conditional models; guidance comes in when sampling,
+    at two calls a step.
 
     Args:
       config: see `Options`.
-      parts: models "student" and "teacher", optimizers["student"], shape, labels (class shares that labels are
-        drawn from). Learning rates go by iterations, however many updates these make.
-    Frozen: teacher; at `init` also "initial", weights to start from instead of the teacher's. They may lack
-      the leaves of the student's step condition, which are then drawn.
+      parts: models "student", "teacher" and, with `lpips`, "lpips"; optimizers["student"], shape, labels (class
+        shares that labels are drawn from). Learning rates go by iterations, however many updates these make.
+    Frozen: teacher; with `lpips` also lpips, {"trunk": weights of its network, "heads": {tap: (C,)}}; at `init`
+      also "initial", weights to start from instead of the teacher's. They may lack the leaves of the student's
+      step condition, which are then drawn.
     Metrics: loss_k, k = 1..n-1: L_{k-1}, the distance at the student's level k (of a first analytical step as
-      well). Variants: n.
+      well); lpips, the mean at the last level, where it is asked for. Variants: n.
     Raises: ValueError for unknown or impossible settings, levels that do not nest or lie outside a model's
       range, and in `init` for weights that do not fit.
     """
-    config = registry.options(Options, config, "method sfd")
-    counts = (config.stamps,) if isinstance(config.stamps, int) else tuple(config.stamps)
-    _check(config, counts)
+    config, counts, teacher, paths = _settled(config, parts)
+    guides = _guides(config.guidance, parts)
+    perceived = _perceived(config.lpips, parts)
     student, tx = parts.models["student"], parts.optimizers["student"]
     tx = optax.with_extra_args_support(tx)
-    teacher = teacher_of(config.teacher)
-    schedule = schedules.build(config.schedule)
-    paths = {n: path_of(schedule, n, config.extra) for n in counts}
-    for path in paths.values():
-        schedules.check_range(path.student, student.precond)
-        schedules.check_range(path.teacher, parts.models["teacher"].precond)
-        if teacher.solver.steps not in (None, len(path.teacher) - 1):
-            raise ValueError(
-                f"method sfd: solver {config.teacher['name']} is made for {teacher.solver.steps} steps, the "
-                f"teacher takes {len(path.teacher) - 1}; choose another solver."
-            )
-
-    def condition(labels, size, stamps):
-        """The condition of `size` images: one-hot labels (B,K) if there are any, and a number of levels."""
-        cond = {} if labels is None else {"label": labels}
-        return cond if stamps is None else cond | {"stamps": jnp.full(size, float(stamps))}
 
     def told(n):
         return n if config.conditioned else None
@@ -180,21 +193,27 @@ def build(config, parts: Parts) -> Method:
 
     def draw(key, batch, variant):
         size = len(jax.tree.leaves(batch)[0])
-        latents = jax.random.normal(stream(key, "latents"), (size, *parts.shape))
-        draws = {"latents": latents, "dropout": stream(key, "dropout")}
+        draws = {"dropout": stream(key, "dropout")}
+        if "states" in batch:
+            return draws
+        draws["latents"] = jax.random.normal(stream(key, "latents"), (size, *parts.shape))
         if parts.labels is not None:
             shares = jnp.log(parts.labels)
             draws["label"] = jax.random.categorical(stream(key, "label"), shares, shape=(size,))
         return draws
 
     def update(state, frozen, batch, draws, variant):
-        path, size = paths[variant], len(draws["latents"])
-        labels = jax.nn.one_hot(draws["label"], len(parts.labels)) if "label" in draws else None
+        path, given = paths[variant], batch if "states" in batch else draws
+        size, labels = len(given["latents"]), None
+        if parts.labels is not None:
+            labels = jax.nn.one_hot(given["label"], len(parts.labels))
         cond = condition(labels, size, told(variant))
-        above = condition(labels, size, teacher.stamps)
-        x = path.student[0] * draws["latents"]
-        walker = denoiser(parts.models["teacher"], frozen["teacher"], above)
-        passed = targets(walker, teacher, x, path)
+        x = path.student[0] * given["latents"]
+        if "states" in batch:
+            passed = recorded(batch["states"], paths, variant)
+        else:
+            walker = _walker(parts, frozen, labels, size, teacher)
+            passed = targets(walker, teacher, x, path)
         params, opt, metrics = state.params, state.opt, {}
         images = trees.images_seen(state.step, size)
         # Unrolled: on CPUs, gradients of convolutions in a rolled loop are 20 to 40 times slower.
@@ -206,28 +225,40 @@ def build(config, parts: Parts) -> Method:
             def loss(params, x=x, k=k, sigma=sigma, below=below, known=known, dropout=dropout):
                 denoise = denoiser(student, params, cond, dropout)
                 y = trajectory.reached(denoise, x, sigma, below, known)
-                return trajectory.elements(y, passed[k], config.loss).sum() / size, y
+                total, seen = trajectory.elements(y, passed[k], config.loss).sum() / size, {}
+                if perceived is not None and k == len(path.student) - 2:
+                    seen["lpips"] = perceived(frozen["lpips"], y, passed[k]).mean()
+                    total = total + np.prod(parts.shape) * seen["lpips"]
+                return total, (y, seen)
 
             if free:
-                metrics[f"loss_{k + 1}"], y = loss(params)
+                metrics[f"loss_{k + 1}"], (y, seen) = loss(params)
             else:
-                (metrics[f"loss_{k + 1}"], y), grads = jax.value_and_grad(loss, has_aux=True)(
-                    params
-                )
+                value, grads = jax.value_and_grad(loss, has_aux=True)(params)
+                metrics[f"loss_{k + 1}"], (y, seen) = value
                 moves, opt = tx.update(grads, opt, params, images_seen=images)
                 params = optax.apply_updates(params, moves)
+            metrics |= seen
             x = y if config.start == "global" else passed[k]
         return State(state.step + 1, params, opt), metrics
 
     def variant(step, seed):
         return counts[np.random.default_rng((seed, step)).integers(len(counts))]
 
-    def sampler(n):
+    def cost(n, recorded):
+        walk = driver.evaluations(teacher.solver, paths[n].teacher, teacher.afs)
+        return 3 * calls(n, config.afs) + (0 if recorded else walk)
+
+    def sampler(n, guide):
+        bind = denoiser if guide is None else guide.denoiser
+
         def generate(params, frozen, keys, cond):
-            denoise = denoiser(student, params, condition(cond.get("label"), len(keys), told(n)))
+            denoise = bind(student, params, condition(cond.get("label"), len(keys), told(n)))
             return walked(denoise, normal_per_image(keys, parts.shape), paths[n], config.afs)
 
-        return Sampler(calls(n, config.afs), generate)
+        nfe = calls(n, config.afs) * (1 if guide is None else guide.calls())
+        name = f"student {nfe}" if guide is None or guide.scale == 1 else f"student {nfe} w {guide.scale:g}"
+        return name, Sampler(nfe, generate)
 
     made = {calls(n, config.afs): n for n in counts}
     for nfe in config.nfe:
@@ -236,8 +267,58 @@ def build(config, parts: Parts) -> Method:
                 f"method sfd: the student is trained for {', '.join(map(str, made))} network calls, not for "
                 f"{nfe}; add {nfe + 1 + config.afs} to stamps."
             )
-    samplers = {f"student {nfe}": sampler(made[nfe]) for nfe in config.nfe or sorted(made)}
-    return Method(init, draw, update, lambda state: state.params, samplers, variant)
+    samplers = dict(sampler(made[n], guide) for guide in guides for n in config.nfe or sorted(made))
+    return Method(
+        init, draw, update, lambda state: state.params, samplers, variant, cost=cost, remarks=_remarks(config)
+    )
+
+
+def recording(config, parts: Parts) -> Recording:
+    """The states T_1..T_{n-1} of every number of levels n in turn, from the same latents.
+
+    Of SFD-v, whose iterations need one n each, a recording makes all: its rows are to be used often.
+
+    Args: as `build`'s.
+    Frozen: teacher.
+    Raises: ValueError as `build`.
+    """
+    config, counts, teacher, paths = _settled(config, parts)
+
+    def states(frozen, latents, cond):
+        walker = _walker(parts, frozen, cond.get("label"), len(latents), teacher)
+        passed = [targets(walker, teacher, p.student[0] * latents, p) for p in paths.values()]
+        return jnp.moveaxis(jnp.concatenate(passed), 0, 1)
+
+    total = sum(driver.evaluations(teacher.solver, p.teacher, teacher.afs) for p in paths.values())
+    recipe = {
+        "stamps": list(counts),
+        "extra": config.extra,
+        "schedule": dict(config.schedule),
+        "teacher": dict(config.teacher),
+    }
+    return Recording(recipe, total, states)
+
+
+def recorded(states: Array, paths: Mapping[int, Path], stamps: int) -> Array:
+    """(n-1,B,...) a recording's states (B,S,...) that belong to n = `stamps` levels.
+
+    Raises: ValueError if S is not what all `paths` make together.
+    """
+    counts = list(paths)
+    ends = np.cumsum([n - 1 for n in counts])
+    if states.shape[1] != ends[-1]:
+        raise ValueError(
+            f"method sfd: batches have {states.shape[1]} recorded states an image, stamps {tuple(counts)} need "
+            f"{ends[-1]}; record them with this config."
+        )
+    end = ends[counts.index(stamps)]
+    return jnp.moveaxis(states[:, end - stamps + 1 : end], 1, 0)
+
+
+def condition(labels: Array | None, size: int, stamps: int | None) -> Cond:
+    """The condition of `size` images: one-hot labels (B,K) if there are any, and a number of levels."""
+    cond = {} if labels is None else {"label": labels}
+    return cond if stamps is None else cond | {"stamps": jnp.full(size, float(stamps))}
 
 
 def calls(stamps: int, afs: bool) -> int:
@@ -245,14 +326,90 @@ def calls(stamps: int, afs: bool) -> int:
     return stamps - 1 - afs
 
 
+def _settled(config, parts: Parts) -> tuple[Options, tuple[int, ...], Teacher, dict[int, Path]]:
+    """Options, numbers of levels, and how teacher and student walk them. Raises: ValueError as `build`."""
+    config = registry.options(Options, config, "method sfd")
+    counts = (config.stamps,) if isinstance(config.stamps, int) else tuple(config.stamps)
+    _check(config, counts)
+    teacher, schedule = teacher_of(config.teacher), schedules.build(config.schedule)
+    paths = {n: path_of(schedule, n, config.extra) for n in counts}
+    for path in paths.values():
+        schedules.check_range(path.student, parts.models["student"].precond)
+        schedules.check_range(path.teacher, parts.models["teacher"].precond)
+        if teacher.solver.steps not in (None, len(path.teacher) - 1):
+            raise ValueError(
+                f"method sfd: solver {config.teacher['name']} is made for {teacher.solver.steps} steps, the "
+                f"teacher takes {len(path.teacher) - 1}; choose another solver."
+            )
+    return config, counts, teacher, paths
+
+
+def _walker(parts: Parts, frozen, labels: Array | None, size: int, teacher: Teacher) -> Denoiser:
+    """The teacher's denoiser for labels (B,K) or None."""
+    above = condition(labels, size, teacher.stamps)
+    return denoiser(parts.models["teacher"], frozen["teacher"], above)
+
+
+def _guides(settings: Mapping, parts: Parts) -> list[sampling.Guidance | None]:
+    """Guidance of each scale; None for samplers without. Raises: ValueError if there is nothing to guide."""
+    if not settings:
+        return [None]
+    if parts.labels is None:
+        raise ValueError("method sfd: guidance needs a model with labels; set guidance={}.")
+    scales = settings.get("scale")
+    if not isinstance(scales, (tuple, list)):
+        return [sampling.guided(settings)]
+    return [sampling.guided({**settings, "scale": scale}) for scale in scales]
+
+
+def _perceived(request: Mapping | None, parts: Parts) -> Callable[[Params, Array, Array], Array] | None:
+    """(weights, images (B,H,W,3), images) -> (B,) LPIPS; None if none is asked for.
+
+    Raises: ValueError if it is asked for without weights, in an unknown variant, or of images it cannot take.
+    """
+    if request is None:
+        return None
+    settings = registry.options(Lpips, request, "method sfd: lpips")
+    variant = perceptual.variant_of(settings.variant)
+    if not settings.weights or "lpips" not in parts.models:
+        raise ValueError(
+            "method sfd: lpips is asked for without weights; convert them by launch/convert.py --kind lpips, "
+            "and name the file and its sha256, or set lpips=None."
+        )
+    network, shape = parts.models["lpips"].network, (1, *parts.shape)
+    perceptual.check_shape(shape)
+    fed = jax.eval_shape(lambda: perceptual.prepared(jnp.zeros(shape), variant))
+    jax.eval_shape(network.init, jax.random.key(0), fed)  # refuses images that it cannot take
+
+    def perceived(weights, x, y):
+        def features(images):
+            levels = jnp.zeros(len(images), images.dtype)
+            return network.apply(weights["trunk"], images, levels, {}, taps=tuple(weights["heads"]))[1]
+
+        return perceptual.distance(features, weights["heads"], x, y, settings.variant)
+
+    return perceived
+
+
+def _remarks(config: Options) -> tuple[str, ...]:
+    """What a report says of the loss: a student with LPIPS compares with none without."""
+    if config.lpips is None:
+        return (f"Loss: {config.loss} alone, without LPIPS (lpips=None).",)
+    settings = registry.options(Lpips, config.lpips, "method sfd: lpips")
+    return (
+        f"Loss: {config.loss}, in the last step with LPIPS (variant {settings.variant}, weights with sha256 "
+        f"{settings.sha256[:12]}).",
+    )
+
+
 def _check(config: Options, counts: tuple[int, ...]) -> None:
     """Raises ValueError for settings that no trajectory can have."""
     trajectory.check_norm(config.loss)
     if config.start not in START:
         raise ValueError(f"method sfd: start is {config.start!r}; known: {', '.join(START)}.")
-    if config.lpips is not None:
+    if config.lpips is not None and not isinstance(config.lpips, Mapping):
         raise ValueError(
-            f"method sfd: lpips is {config.lpips!r}, but there are no such weights; set lpips=None."
+            f"method sfd: lpips is {config.lpips!r}; give weights, sha256 and variant, or set lpips=None."
         )
     if not counts or min(calls(n, config.afs) for n in counts) < 1:
         raise ValueError(

@@ -95,4 +95,4 @@ def build(config, parts: Parts) -> Method:
         return State(state.step + 1, params, ema, opt), {"loss": total, "ema_beta": beta}
 
     samplers = sampling.samplers(config.samplers, model, parts.schedule, parts.shape)
-    return Method(init, draw, update, lambda state: state.ema, samplers, cost=lambda variant: 3)
+    return Method(init, draw, update, lambda state: state.ema, samplers, cost=lambda *_: 3)

@@ -101,14 +101,7 @@ def load(name: str, sha256: str, folder: Path = WEIGHTS) -> Features:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in folder.glob("*.safetensors"))) or "none"
         raise ValueError(f"there are no feature weights {name!r} in {folder}; known: {known}.")
-    content = path.read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
-        raise ValueError(
-            f"feature weights {name}: asked for sha256 {sha256 or '(none)'}, the file has {found}; "
-            f"distances in other weights do not compare: restore the file or state its hash."
-        )
-    params, metadata = deserialise(content, name)
+    params, metadata = read(path, sha256)
     options = dict(metadata["network"])
     network = registry.load("networks", options.pop("name"))(
         options, tuple(metadata["shape"]), metadata["classes"]
@@ -121,7 +114,22 @@ def load(name: str, sha256: str, folder: Path = WEIGHTS) -> Features:
 
     example = jax.ShapeDtypeStruct((1, *metadata["shape"]), jnp.float32)
     dim = jax.eval_shape(apply, params, example)[0].shape[-1]
-    return Features(name, found, dim, params, apply, metadata)
+    return Features(name, sha256, dim, params, apply, metadata)
+
+
+def read(path: Path, sha256: str) -> tuple[Params, dict[str, Any]]:
+    """(params, metadata) of a weight file that `serialise` made.
+
+    Raises: ValueError if it has another hash, or is no such file.
+    """
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise ValueError(
+            f"feature weights {path.stem}: asked for sha256 {sha256 or '(none)'}, the file has {found}; "
+            f"distances in other weights do not compare: restore the file or state its hash."
+        )
+    return deserialise(content, path.stem)
 
 
 def metadata(

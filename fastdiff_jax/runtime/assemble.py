@@ -7,9 +7,9 @@ from ml_collections import ConfigDict
 
 from fastdiff_jax import precond, registry
 from fastdiff_jax.losses import matching
-from fastdiff_jax.runtime import experiment, optimizers
+from fastdiff_jax.runtime import experiment, optimizers, perceptual
 from fastdiff_jax.solvers import schedules
-from fastdiff_jax.types import Data, Method, Model, Parts, PhasePrecond
+from fastdiff_jax.types import Data, Method, Model, Parts, PhasePrecond, Precond
 
 
 class Job(NamedTuple):
@@ -36,7 +36,7 @@ def assemble(config: ConfigDict, outline: bool = False) -> Job:
     labels = shares(data) if classes else None
     models = {  # a net with weights of its own knows the data's classes, whatever is trained
         role: model(request, config, data.shape, data.classes if "weights" in request else classes)
-        for role, request in config.models.items()
+        for role, request in perceptual.roles(config).items()
     }
     train, method = config.train, config.method
     phases = [role for role, one in models.items() if isinstance(one.precond, PhasePrecond)]
@@ -89,12 +89,25 @@ def shares(data: Data) -> np.ndarray:
 def model(request, config: ConfigDict, shape: tuple[int, ...], classes: int) -> Model:
     """The model of one role: a network and its preconditioner, or `like` the teacher's with changes.
 
+    Its range of noise levels is the preconditioner's, cut to what its training met.
+
     Raises: ValueError if it is like a teacher that the config does not name.
     """
     request = resolved(request.to_dict(), config)
     options = request["network"]
     network = registry.load("networks", options.pop("name"))(options, shape, classes)
-    return Model(network, precond.build(request["precond"]))
+    scaling, (low, high) = precond.build(request["precond"]), trained_range(config)
+    if isinstance(scaling, Precond):
+        ends = dict(sigma_min=max(low, scaling.sigma_min), sigma_max=min(high, scaling.sigma_max))
+        scaling = scaling._replace(**ends)
+    return Model(network, scaling)
+
+
+def trained_range(config: ConfigDict) -> tuple[float, float]:
+    """The noise levels that the objective of a config meets, or of the teacher that it builds on."""
+    while "objective" not in config and config.get("teacher"):
+        config = experiment.load(config.teacher)
+    return matching.build(config.objective).ends if "objective" in config else (0.0, float("inf"))
 
 
 def check_processes(config: ConfigDict) -> None:

@@ -19,7 +19,9 @@ from fastdiff_jax.runtime import (
     files,
     generate,
     loop,
+    perceptual,
     progress,
+    recorded,
     report,
     sessions,
     settings,
@@ -28,7 +30,7 @@ from fastdiff_jax.runtime import (
 from fastdiff_jax.runtime import mesh as meshes
 from fastdiff_jax.runtime.assemble import Job, assemble
 from fastdiff_jax.runtime.experiment import Experiment
-from fastdiff_jax.types import Frozen, Params
+from fastdiff_jax.types import Frozen, Params, Precond
 
 
 def train(run: Experiment) -> bool:
@@ -55,6 +57,7 @@ def check(run: Experiment) -> None:
     job, mesh = assemble(run.config, outline=True), meshes.make(run.config.mesh)
     meshes.check_divides(run.config.train.batch_size, mesh, "train.batch_size")
     shipped(job)  # refuses a file that is not the one asked for
+    recorded.check(job)
     # Several processes would race here; what they meet later is the same refusal.
     if jax.process_count() == 1 and (run.workdir / "config.json").exists():
         checkpoint.Store(run.workdir, run.config.to_dict()).close()  # another run's, or in use
@@ -74,6 +77,7 @@ def fit(run: Experiment) -> bool:
             if not fit(basis):
                 return False
     frozen, initial = starting_weights(job, run, mesh)
+    recorded.check(job, frozen)
     progress.say(f"{run.name}: training to step {train.steps} in {run.workdir}")
     index, count = jax.process_index(), jax.process_count()
     batches = pipeline.batches(
@@ -126,8 +130,10 @@ def shipped(job: Job) -> Frozen:
     Raises: ValueError if the file is not the one asked for, or is of another network than the model.
     """
     found = {}
-    for role, request in job.config.models.items():
-        if "weights" in request:
+    for role, request in perceptual.roles(job.config).items():
+        if role == perceptual.ROLE:
+            found[role] = perceptual.load(request)
+        elif "weights" in request:
             net, network = features.build(request.weights, job.parts.shape), request.network.to_dict()
             if net.metadata.get("network") != network:
                 raise ValueError(
@@ -147,6 +153,23 @@ def basis_shapes(job: Job) -> tuple[Frozen, Frozen]:
     known = exact(job) | shipped(job) | known
     initial = {"initial": known.pop("initial")} if "initial" in known else {}
     return known, initial
+
+
+def teacher(run: Experiment, outline: bool = False) -> Job:
+    """The assembled experiment, for commands that run a teacher's denoiser under solvers of their own.
+
+    Args:
+      outline: as `assemble`.
+    Raises: ValueError if it trains something else, or a model that is no denoiser.
+    """
+    method, basis = run.config.method.name, run.config.get("teacher")
+    if method != "teacher":
+        advice = f"use --config {basis}" if basis else "name the config of a teacher"
+        raise ValueError(f"this command samples a teacher, and {run.name} is trained by {method}; {advice}.")
+    job = assemble(run.config, outline)
+    if not isinstance(job.parts.models["student"].precond, Precond):
+        raise ValueError(f"{run.name} has a velocity, and this command needs a denoiser; use another teacher.")
+    return job
 
 
 def state_shapes(job: Job) -> Params:
@@ -251,8 +274,7 @@ def dry_run(run: Experiment) -> None:
             progress.say(
                 f"  state.{name}: {trees.count(tree):,} numbers, {trees.nbytes(tree):,} bytes"
             )
-    batch = {"image": jax.ShapeDtypeStruct((batch_size, *job.parts.shape), np.float32),
-             "label": jax.ShapeDtypeStruct((batch_size,), np.int32)}  # fmt: skip
+    batch = recorded.batch_shapes(job, frozen, batch_size)
     step = compile.train_step(job.method, layout, frozen_layout, mesh)
     variant = job.method.variant(0, run.config.seed)
     cost = step.lower(state, frozen, batch, rng.root(0, "train"), variant).cost_analysis()

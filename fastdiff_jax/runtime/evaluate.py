@@ -126,6 +126,7 @@ def provenance(
             "training_seed": run.config.seed,
             "weights": {name: product.fingerprint for name, product in products.items()},
         },
+        remarks=job.method.remarks,
     )
 
 

@@ -60,6 +60,7 @@ def card(report: Report) -> dict[str, Any]:
             "evaluation": {"samples": source.num, "seeds": list(source.seeds)},
             "steps": source.steps,
             "seconds": source.seconds,
+            "remarks": list(source.remarks),
             "results": values,
             "versions": versions(),
             "device": device(),
@@ -115,6 +116,7 @@ def markdown(report: Report) -> str:
         f"- Data: {source.data}, fingerprint {source.fingerprint[:12]}. {source.quantiser}",
         *([f"- Features, with the sha256 of their weights: {', '.join(nets)}."] if nets else []),
         f"- Training steps: {steps}. Wall time: {seconds}.",
+        *(f"- {remark}" for remark in source.remarks),
         f"- {hardware['count']} x {hardware['kind']} ({hardware['platform']}); "
         + ", ".join(f"{name} {version}" for name, version in versions().items()),
         "",

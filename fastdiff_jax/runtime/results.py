@@ -48,6 +48,7 @@ class Provenance(NamedTuple):
     steps: Mapping[str, int]  # experiment -> training steps
     seconds: Mapping[str, float]  # "training", "evaluation" -> wall seconds
     more: Mapping[str, Any] = {}
+    remarks: Sequence[str] = ()  # of the method on its training
 
 
 class Report(NamedTuple):

@@ -1,6 +1,7 @@
 """Every experiment config: it says what it is, has a smoke size, and names only what exists."""
 
 import ast
+from functools import partial
 
 import pytest
 
@@ -13,10 +14,11 @@ from fastdiff_jax.runtime import (
     experiment,
     optimizers,
     settings,
+    students,
     study,
 )
 from fastdiff_jax.runtime import mesh as meshes
-from fastdiff_jax.solvers import schedules
+from fastdiff_jax.solvers import named, schedules
 
 KNOWN = experiment.known()
 STUDIES = [stem for stem in KNOWN if "study" in experiment.load(stem)]
@@ -111,6 +113,17 @@ def test_assembles_without_data(config):
     assert trees.count(commands.weight_shapes(job)) > 0
 
 
+@pytest.mark.parametrize("reference", ["edm_digits", "sid_digits", "sfd_digits"])
+def test_levels_that_no_training_met_are_refused(reference):
+    """The digits teacher's law is ln sigma ~ N(-0.8, 1.2^2): five deviations end at 181."""
+    job = assemble.assemble(experiment.load(reference), outline=True)
+    role = "student" if "student" in job.parts.models else "teacher"
+    ask = partial(named.sampler, "euler", 5, precond=job.parts.models[role].precond)
+    assert ask(schedule=dict(name="polynomial", sigma_max=180.0)).sigmas[0] == 180
+    with pytest.raises(ValueError, match=r"trained for noise levels from 0.001\d* to 181.272"):
+        ask(schedule=dict(name="polynomial", sigma_max=1000.0))
+
+
 @pytest.mark.parametrize(
     "reference, size",
     [("sid_cifar10", 55_733_891), ("sid_cifar10:cond", 55_735_299), ("sid_digits", 309_697)],
@@ -121,15 +134,18 @@ def test_official_sizes(reference, size):
 
 
 @pytest.mark.parametrize("reference", [f"{stem}{end}" for stem in STUDIES for end in ("", ":smoke")])
-def test_studies_can_be_measured(reference):
-    """Every row's sampler can be made at its cost, and the teacher is a config."""
+def test_studies_can_be_measured(reference, tmp_path):
+    """Every row's sampler can be made at its cost, and the teacher and the students can be trained."""
     config = experiment.load(reference)
     settings.check_study(config)
     teacher = experiment.load(config.teacher)
     assert ("smoke" in reference) == ("smoke" in config.teacher)
     rows = study.requests(config, assemble.assemble(teacher, outline=True))
     assert all(sampler.nfe == nfe for (_, nfe), sampler in rows.items())
-    panels.check(config.evaluation.panel.to_dict(), assemble.data_set(teacher, outline=True))
+    run = experiment.Experiment("study", config, tmp_path / "study")
+    study.check(run, experiment.prerequisite(config.teacher, run.workdir))
+    for _, student in students.of(run):
+        assert ("smoke" in reference) == ("smoke" in student.name)
 
 
 def prerequisites(config):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from fastdiff_jax.runtime import command_line, experiment, study
+from fastdiff_jax.runtime import command_line, experiment, settings, study
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,30 @@ def test_rows_that_cannot_be_are_refused_before_training(solver, words, tmp_path
     with pytest.raises(ValueError, match=words):
         study.run(experiment.Experiment("zoo", wrong, tmp_path / "zoo"))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"study.reference": dict(name="heun", nfe=510)}, "heun cannot make exactly 510"),
+        ({"teacher": "lab_cld:smoke"}, "velocity"),
+        ({"teacher": "lab_sid:smoke"}, "trained by sid; name the config of a teacher"),
+    ],
+)
+def test_studies_that_cannot_be_are_refused_before_training(change, words, tmp_path):
+    wrong = config()
+    wrong.update_from_flattened_dict(change)
+    with pytest.raises(ValueError, match=words):
+        study.run(experiment.Experiment("zoo", wrong, tmp_path / "zoo"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("names", [("a b", "a_b"), ("a/b",)])
+def test_rows_have_files_of_their_own(names):
+    wrong = config()
+    wrong.study.solvers = {name: dict(name="euler") for name in names}
+    with pytest.raises(ValueError, match="config.study must be of rows"):
+        settings.check_study(wrong)
 
 
 def test_a_study_and_an_experiment_have_their_own_commands(capsys):

@@ -2,9 +2,11 @@
 
 import importlib.util
 import os
+import re
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -73,6 +75,34 @@ def prerequisite(reference: str, workdir: Path) -> Experiment:
     """The experiment that one in `workdir` builds on; its own work directory is beside it."""
     name = name_of(reference)
     return Experiment(name, load(reference), workdir.parent / name)
+
+
+def changed(reference: str, changes: Mapping[str, Any], workdir: Path) -> Experiment:
+    """`prerequisite` with other settings, in a work directory of its own that names them.
+
+    Args:
+      changes: sections of keys, {"method": {"loss": "l2"}}; {} for the prerequisite itself.
+    Raises: ValueError for a value of another type than the config's, and as `load`.
+    """
+    basis = prerequisite(reference, workdir)
+    try:
+        basis.config.update(ConfigDict(changes))
+    except (TypeError, AttributeError) as error:  # the latter for a section in a value's place
+        said = " ".join(str(error).split())
+        raise ValueError(
+            f"{reference} cannot take the changes {dict(changes)}: a value is of another type ({said})."
+        ) from error
+    said = [f"{key}_{value}" for key, value in _leaves(changes)]
+    name = "_".join([basis.name, *(re.sub(r"[^\w.-]+", "_", text) for text in said)])
+    return basis._replace(name=name, workdir=basis.workdir.parent / name)
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def check_writable(folder: Path, flag: str = "--workdir") -> None:

@@ -51,16 +51,16 @@ def overview(report: Report) -> bytes:
     heights = [COST_HEIGHT, CURVE_HEIGHT if curves else 0, PANEL_HEIGHT * -(-len(shown) // ACROSS)]
     heights = [height for height in heights if height]
     with rc_context(STYLE):
-        figure = _figure((15, 0.5 + sum(heights)))
+        figure = canvas((15, 0.5 + sum(heights)))
         figure.suptitle(report.title, x=0.012, ha="left", fontsize=15, fontweight="bold")
         parts = figure.subfigures(len(heights), 1, height_ratios=heights, hspace=0.03)
         top, *middle, bottom = parts
-        charts = _row(top, len(report.headline))
+        charts = side_by_side(top, len(report.headline))
         for ax, column in zip(charts, report.headline):
             costs(ax, report.rows, column)
         handles, names = charts[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="upper right", ncols=len(names), fontsize=9)
-        for ax, curve in zip(_row(*middle, len(curves)) if curves else (), curves):
+        for ax, curve in zip(side_by_side(*middle, len(curves)) if curves else (), curves):
             training(ax, *curve)
         axes = bottom.subplots(-(-len(shown) // ACROSS), ACROSS, squeeze=False).ravel()
         for ax in axes:
@@ -68,7 +68,7 @@ def overview(report: Report) -> bytes:
         for ax, panel in zip(axes, shown):
             draw(ax, panel.samples, panel.labels, report.mixture, report.real)
             ax.set_title(panel.title, fontsize=10.5, color=panel.color)
-        return _png(figure)
+        return png(figure)
 
 
 def samples(
@@ -76,10 +76,10 @@ def samples(
 ) -> bytes:
     """The PNG of one set of samples: a grid of images, or a scatter plot of points."""
     with rc_context(STYLE):
-        ax = (figure := _figure((6, 6))).add_subplot()
+        ax = (figure := canvas((6, 6))).add_subplot()
         ax.set_axis_off()
         draw(ax, values, labels, mixture, values)
-        return _png(figure)
+        return png(figure)
 
 
 class Panel(NamedTuple):
@@ -108,7 +108,7 @@ def costs(ax, rows: Sequence[Row], column: str) -> None:
     A line is a family of training-free samplers, a star is what was trained, a band is the floor.
     """
     rows = [row for row in rows if column in row.values]
-    _scale(ax, [row.values[column][0] for row in rows])
+    scale(ax, [row.values[column][0] for row in rows])
     for floor in of_kind(rows, REFERENCE):
         mean, deviation = floor.values[column]
         ax.axhspan(mean - deviation, mean + deviation, color=FLOOR_COLOR, alpha=0.12, lw=0)
@@ -127,7 +127,7 @@ def costs(ax, rows: Sequence[Row], column: str) -> None:
                 at = (row.nfe, row.values[column][0])
                 ax.annotate(number(at[1]), at, (11, 0), textcoords="offset points", va="center",
                             fontweight="bold", color=color)  # fmt: skip
-    _call_axis(ax, sorted({row.nfe for row in rows if row.nfe}))
+    call_axis(ax, sorted({row.nfe for row in rows if row.nfe}))
     ax.set_title(heading(column))
 
 
@@ -138,7 +138,7 @@ def training(ax, name: str, key: str, steps: np.ndarray, values: np.ndarray) -> 
     ax.plot(steps, values, color=TEACHER_COLORS[0], lw=0.8, alpha=0.3)
     ax.plot(steps, smooth, color=TEACHER_COLORS[0], lw=1.8)
     if values.min() > 0 and values.max() > 5 * values.min():
-        _scale(ax, values)
+        scale(ax, values)
     ax.set_title(f"{name}: {key.replace('_', ' ')}", fontsize=9.5)
     ax.tick_params(labelsize=8.5)
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -233,7 +233,7 @@ def logged(paths: Mapping[str, Path]) -> Iterator[tuple[str, str, np.ndarray, np
                 yield name, key, *np.array(finite, np.float64).T
 
 
-def _scale(ax, values: Sequence[float]) -> None:
+def scale(ax, values: Sequence[float]) -> None:
     """A logarithmic axis, linear near zero if need be: unbiased estimates may be negative."""
     if min(values, default=1.0) > 0:
         ax.set_yscale("log")
@@ -246,7 +246,7 @@ def _scale(ax, values: Sequence[float]) -> None:
         ax.set_yscale("symlog", linthresh=smallest)
 
 
-def _call_axis(ax, calls: Sequence[int]) -> None:
+def call_axis(ax, calls: Sequence[int]) -> None:
     """A logarithmic axis of the call counts that occur, without labels that would touch."""
     ax.set_xscale("log")
     shown, last = [], 0.0
@@ -261,55 +261,20 @@ def _call_axis(ax, calls: Sequence[int]) -> None:
     ax.set_xlabel("network calls per image (NFE)")
 
 
-def _figure(size: tuple[float, float]) -> Figure:
+def canvas(size: tuple[float, float]) -> Figure:
+    """An empty figure, inches."""
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)  # no display, whatever backend the user has
     return figure
 
 
-def _row(figure, count: int) -> np.ndarray:
+def side_by_side(figure, count: int) -> np.ndarray:
+    """(count,) axes from left to right."""
     return figure.subplots(1, count, squeeze=False)[0]
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110, format="png")
     return buffer.getvalue()
-
-
-def frontier(title: str, cells: Sequence, floors: Mapping[str, float]) -> bytes:
-    """The PNG of a study: each measure against NFE; solvers that are best at some count in colour.
-
-    Args:
-      cells: `study.Cell`s.
-      floors: what real data score, by column; the columns that are drawn, before the distance.
-    """
-    measures = {column: (heading(column), lambda cell, c=column: cell.values[c]) for column in floors}
-    measures["distance"] = ("Distance to the converged samples", lambda cell: cell.distance)
-    with rc_context(STYLE):
-        figure = _figure((15, 6.5))
-        figure.suptitle(title, x=0.012, ha="left", fontsize=15, fontweight="bold")
-        for ax, (column, (text, value)) in zip(_row(figure, len(measures)), measures.items()):
-            _scale(ax, [value(cell) for cell in cells])
-            if column in floors:
-                ax.axhline(floors[column], color=FLOOR_COLOR, lw=1.2, ls=(0, (4, 3)))
-            colors = dict(zip(_leaders(cells, value), (*TEACHER_COLORS, *TRAINED_COLORS)))
-            for solver in dict.fromkeys(cell.solver for cell in cells):
-                line = sorted((cell.nfe, value(cell)) for cell in cells if cell.solver == solver)
-                strong = solver in colors
-                ax.plot(*zip(*line), color=colors.get(solver, REAL_COLOR), lw=2 if strong else 0.9,
-                        marker="o", ms=5 if strong else 0, mec="white", mew=0.6, zorder=3 if strong else 2,
-                        label=solver if strong else None)  # fmt: skip
-            _call_axis(ax, sorted({cell.nfe for cell in cells}))
-            ax.set_title(text)
-            ax.legend(loc="upper right", fontsize=8.5, title="best at some NFE", title_fontsize=8.5)
-        return _png(figure)
-
-
-def _leaders(cells: Sequence, value) -> list[str]:
-    """Solvers that are the best at some count, the most often best first."""
-    best = [
-        min((cell for cell in cells if cell.nfe == nfe), key=value).solver
-        for nfe in sorted({cell.nfe for cell in cells})
-    ]
-    return sorted(dict.fromkeys(best), key=lambda solver: -best.count(solver))

@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +28,7 @@ from fastdiff_jax.runtime import (
     settings,
 )
 from fastdiff_jax.runtime import mesh as meshes
-from fastdiff_jax.runtime.assemble import Job, assemble
+from fastdiff_jax.runtime.assemble import Job
 from fastdiff_jax.runtime.experiment import Experiment
 from fastdiff_jax.solvers import driver, gits, heun, named, schedules
 from fastdiff_jax.types import Model, Params, Precond, Sampler, Schedule, Solver
@@ -86,12 +85,10 @@ def main(arguments: list[str]) -> int:
     """Runs the command and returns its exit code, see `command_line`."""
 
     def command():
-        values, config, reference = command_line.parse(arguments, define)
-        name = experiment.name_of(reference)
-        workdir = Path(values.workdir) if values.workdir else Path("runs") / name
+        values, run = command_line.asked(arguments, define)
         asked = {field: getattr(values, field) for field in Request._fields}
         request = Request(**asked | {"steps": counts(values.steps)})
-        work(Experiment(name, config, workdir), request)
+        work(run, request)
         return 0
 
     return command_line.guarded(command)
@@ -137,19 +134,28 @@ def work(run: Experiment, request: Request) -> list[Found]:
     return found
 
 
-def prepared(run: Experiment, request: Request) -> Task:
-    """The task of a request; what can be refused is, before weights are read."""
-    method, basis = run.config.method.name, run.config.get("teacher")
-    if method != "teacher":
-        advice = f"use --config {basis}" if basis else "name the config of a teacher"
-        raise ValueError(f"levels are searched for teachers, and {run.name} is trained by {method}; {advice}.")
+def levels(run: Experiment, request: Request) -> dict[int, np.ndarray]:
+    """The levels of a search by number of steps, compared with nothing. Raises: ValueError as `work`."""
+    task = prepared(run, request)
+    matrix = warm_up(task, request.metric)
+    return {steps: task.fine[indices_of(task, matrix, steps, request)] for steps in request.steps}
+
+
+def check(request: Request) -> None:
+    """Raises ValueError for a metric, a weight or numbers of steps that no search can have."""
     if request.metric not in gits.METRICS:
         raise ValueError(f"no metric {request.metric!r} of a jump; known: {', '.join(gits.METRICS)}.")
     gits.check_coeff(request.coeff)
     for steps in request.steps:
         gits.check_steps(steps, request.fine - 1)
+
+
+def prepared(run: Experiment, request: Request) -> Task:
+    """The task of a request; what can be refused is, before weights are read."""
+    job = commands.teacher(run)
+    check(request)
     experiment.check_writable(run.workdir)
-    job, mesh = assemble(run.config), meshes.make(run.config.mesh)
+    mesh = meshes.make(run.config.mesh)
     model = job.parts.models["student"]
     names = (request.fine_solver, request.solver)
     fine_solver, student = (solver_of(name, model.precond) for name in names)

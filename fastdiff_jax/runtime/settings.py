@@ -41,6 +41,18 @@ class Study(NamedTuple):
     solvers: ConfigDict  # row name -> a sampler's request; its `nfe` are counts of its own
     nfe: tuple[int, ...]  # counts of the others
     reference: ConfigDict  # request of the samples that distances are taken from
+    students: ConfigDict | None = None  # row name -> settings of a `Student`
+
+
+class Student(NamedTuple):
+    """A row of a study that is trained; with several configs each is measured at its own calls."""
+
+    config: str | tuple[str, ...]  # config reference, as teacher
+    changes: ConfigDict | None = None  # sections of keys that differ: dict(method=dict(loss="l2"))
+
+    def references(self) -> tuple[str, ...]:
+        """The config references."""
+        return (self.config,) if isinstance(self.config, str) else tuple(self.config)
 
 
 class Train(NamedTuple):
@@ -98,17 +110,36 @@ def check_study(config: ConfigDict) -> None:
         raise ValueError("this config is no study; run it with launch/main.py.")
     registry.options(StudySections, config, "the config")
     study = registry.options(Study, config.study, "config.study")
-    _require("study.solvers", study.solvers, len(study.solvers) > 0, "at least one sampler")
+    students = study.students or {}
+    found = len(study.solvers) + len(students) > 0
+    _require("study.solvers", study.solvers, found, "at least one sampler, if there are no students")
     for count in study.nfe:
         _natural("study.nfe", count, 1)
+    files = {}
+    for row in (*study.solvers, *students):
+        _require("study", row, "/" not in row, "of rows without a slash in their names, which name files")
+        other = files.setdefault(row.replace(" ", "_"), row)
+        _require("study", row, other == row, f"of rows whose files differ; {other!r} has this one's")
+    for row, given in students.items():
+        key = f"study.students[{row!r}]"
+        _require(key, given, isinstance(given, ConfigDict), "a section of keys")
+        _require(key, row, row not in study.solvers, "named otherwise than the solvers")
+        student = registry.options(Student, given, f"config.{key}")
+        named = isinstance(student.config, str | tuple | list) and student.references()
+        _require(
+            f"{key}.config", student.config, named and all(isinstance(one, str) and one for one in named),
+            "a config such as sfd_digits:2, or several",
+        )  # fmt: skip
+        whole = student.changes is None or isinstance(student.changes, ConfigDict)
+        _require(f"{key}.changes", student.changes, whole, "sections of keys")
     _require("teacher", config.teacher, bool(config.teacher), "a config such as edm_digits")
     _check_evaluation(config)
 
 
 def _check_evaluation(config: ConfigDict) -> None:
     evaluation = registry.options(Evaluation, config.evaluation, "config.evaluation")
-    for name in ("num", "batch_size"):
-        _natural(f"evaluation.{name}", getattr(evaluation, name), 1)
+    _natural("evaluation.num", evaluation.num, 2)  # one image has no covariance
+    _natural("evaluation.batch_size", evaluation.batch_size, 1)
     _require(
         "evaluation.seeds",
         evaluation.seeds,

@@ -1,4 +1,4 @@
-"""A study: one trained teacher under many samplers and call counts, into one table and one picture.
+"""A study: one trained teacher under many samplers and call counts, and its students, into one report.
 
 A row is written when it is measured, so a study that was stopped goes on where it was; a row whose settings,
 weights or data have changed is measured again.
@@ -7,7 +7,8 @@ weights or data have changed is measured again.
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,16 +24,19 @@ from fastdiff_jax.runtime import (
     experiment,
     files,
     generate,
+    levels,
     progress,
     report,
     results,
+    search,
     settings,
+    students,
 )
 from fastdiff_jax.runtime import mesh as meshes
 from fastdiff_jax.runtime.assemble import Job, assemble
 from fastdiff_jax.runtime.experiment import Experiment
 from fastdiff_jax.solvers import sampling
-from fastdiff_jax.types import Params, Sampler
+from fastdiff_jax.types import Frozen, Params, Sampler
 
 
 class Cell(NamedTuple):
@@ -49,8 +53,9 @@ class Cell(NamedTuple):
 class Bench(NamedTuple):
     """What all rows share."""
 
-    job: Job
-    weights: Params
+    job: Job  # the teacher's
+    weights: Params  # of the network that is sampled, the teacher's or a student's
+    frozen: Frozen  # what else its samplers read
     panel: panels.Panel
     labels: np.ndarray  # (num,)
     mesh: Mesh
@@ -61,10 +66,11 @@ class Bench(NamedTuple):
 
 
 def run(study: Experiment) -> bool:
-    """Measures what is missing and writes report.md, report.png and card.json.
+    """Measures what is missing and writes report.md, report.png and card.json; of students also students.png.
 
-    The teacher is trained first if it has not been. Returns: False if SIGTERM stopped that.
-    Raises: ValueError for unknown solvers, costs that a solver cannot have, and a workdir in use.
+    Teacher and students are trained first if they have not been. Returns: False if SIGTERM stopped that.
+    Raises: ValueError for unknown solvers, costs that a solver cannot have, students that cannot be compared
+      or that other settings have made, and a workdir in use.
     """
     experiment.check_writable(study.workdir)
     basis = experiment.prerequisite(study.config.teacher, study.workdir)
@@ -74,6 +80,8 @@ def run(study: Experiment) -> bool:
         commands.check(basis)
         if not commands.fit(basis):
             return False
+    if not students.trained(students.of(study)):
+        return False
     study.workdir.mkdir(parents=True, exist_ok=True)
     lock = files.Lock(study.workdir)
     try:
@@ -85,23 +93,48 @@ def run(study: Experiment) -> bool:
 
 def check(study: Experiment, basis: Experiment) -> None:
     """Raises ValueError for what could not be measured once the teacher is trained; reads no image."""
-    job, config = assemble(basis.config, outline=True), study.config.evaluation
+    if jax.process_count() > 1:
+        raise ValueError(f"a study runs in one process, not {jax.process_count()}; start it on one host.")
+    job, config = commands.teacher(basis, outline=True), study.config.evaluation
     requests(study.config, job)
+    reference_sampler(study.config, job)
     panels.check(config.panel.to_dict(), job.data)
-    meshes.check_divides(config.batch_size, meshes.make(study.config.mesh), "evaluation.batch_size")
+    mesh = meshes.make(study.config.mesh)
+    meshes.check_divides(config.batch_size, mesh, "evaluation.batch_size")
+    students.check(students.of(study), basis, mesh)
 
 
-def requests(config, job: Job) -> dict[tuple[str, int], Sampler]:
+def requests(config, job: Job, found: Mapping = {}) -> dict[tuple[str, int], Sampler]:
     """The sampler of every row, by solver and calls, in the table's order.
 
-    Raises: ValueError as `named.sampler`.
+    Args:
+      found: levels (N+1,) of rows that search for theirs, by solver and calls; for those that are not there
+        others stand in, which tell whether the solver takes so many.
+    Raises: ValueError as `named.sampler` and `levels.request_of`.
     """
-    rows = {}
+    rows, model = {}, job.parts.models["student"]
     for solver, request in config.study.solvers.to_dict().items():
         counts = request.pop("nfe", config.study.nfe)
-        rows |= {(solver, nfe): {**request, "nfe": nfe} for nfe in counts}
+        if levels.request_of(request, counts) is not None:
+            request["schedule"] = search.base_schedule(job.config, model.precond)
+        for nfe in counts:
+            row = rows[solver, nfe] = {**request, "nfe": nfe}
+            if (solver, nfe) in found:
+                row["schedule"] = dict(name="levels", sigmas=found[solver, nfe])
     # One call: samplers of one call share their programs.
-    return sampling.samplers(rows, job.parts.models["student"], job.parts.schedule, job.data.shape)
+    return sampling.samplers(rows, model, job.parts.schedule, job.data.shape)
+
+
+def searched(study: Experiment, bench: Bench, basis: Experiment) -> dict[tuple[str, int], list[float]]:
+    """Levels (N+1,) of the rows that search for theirs, by solver and calls."""
+    given, counts, all_found = study.config.study.solvers.to_dict(), study.config.study.nfe, {}
+    for solver, request in given.items():
+        asked = levels.request_of(request, request.get("nfe", counts))
+        if asked is not None:
+            path = study.workdir / "levels" / f"{solver.replace(' ', '_')}.json"
+            found = levels.found(path, basis, asked, {"weights": bench.identity["weights"]})
+            all_found |= {(solver, nfe): sigmas for nfe, sigmas in found.items()}
+    return all_found
 
 
 def bench(study: Experiment, basis: Experiment) -> Bench:
@@ -116,29 +149,51 @@ def bench(study: Experiment, basis: Experiment) -> Bench:
     )  # fmt: skip
     labels = generate.labels_of(job.data, seed, config.num)
     weights = commands.product(job, basis, mesh)
-    return Bench(job, weights, panel, labels, mesh, seed, config.batch_size, identity, {})
+    return Bench(job, weights, {}, panel, labels, mesh, seed, config.batch_size, identity, {})
 
 
 def measure(study: Experiment, bench: Bench, basis: Experiment) -> None:
     """Rows that are not there yet, then the report."""
-    rows = requests(study.config, bench.job)
+    rows = requests(study.config, bench.job, searched(study, bench, basis))
     asked = study.config.study.solvers.to_dict()
-    with progress.count(len(rows) + 1, "row") as bar:
+    pupils = students.of(study)
+    taught = students.samplers(pupils)
+    with progress.count(len(rows) + len(taught) + 1, "row") as bar:
         bar.set_description("reference")
         reference = reference_samples(study, bench)
         bar.update()
         cells = []
         for (solver, nfe), sampler in rows.items():
             bar.set_description(f"{solver} {nfe}")
-            path = study.workdir / "rows" / f"{solver.replace(' ', '_')}_{nfe}.json"
             identity = digest({**bench.identity, "request": asked[solver], "nfe": nfe})
-            cell = stored(path, identity)
-            if cell is None:
-                cell = one(solver, sampler, reference, bench)
-                files.write_json(path, {"identity": identity, "cell": cell._asdict()})
-            cells.append(cell)
+            measured = partial(one, solver, sampler, reference, bench)
+            cells.append(kept(study, solver, nfe, identity, measured))
             bar.update()
-    write(study, bench, cells, basis)
+        for (row, nfe), (student, name) in taught.items():
+            bar.set_description(f"{row} {nfe}")
+            product = checkpoint.product(student.run.workdir)
+            said = {"student": product.fingerprint, "config": product.config, "sampler": name}
+            measured = partial(graduate, student, name, reference, bench)
+            cells.append(kept(study, row, nfe, digest({**bench.identity, **said}), measured))
+            bar.update()
+    write(study, bench, cells, students.costs(pupils, basis) if pupils else (), basis)
+
+
+def kept(study: Experiment, row: str, nfe: int, identity: str, measured: Callable[[], Cell]) -> Cell:
+    """The row's file if it is of this very measurement; else what `measured` finds, which is written there."""
+    path = study.workdir / "rows" / f"{row.replace(' ', '_')}_{nfe}.json"
+    cell = stored(path, identity)
+    if cell is None:
+        cell = measured()
+        files.write_json(path, {"identity": identity, "cell": cell._asdict()})
+    return cell
+
+
+def graduate(student: students.Student, name: str, reference: np.ndarray, bench: Bench) -> Cell:
+    """`one` of a student's own sampler."""
+    job, weights, frozen = students.loaded(student, bench.mesh)
+    own = bench._replace(weights=weights, frozen=frozen, programs={})
+    return one(student.row, job.method.samplers[name], reference, own)
 
 
 def one(solver: str, sampler: Sampler, reference: np.ndarray, bench: Bench) -> Cell:
@@ -154,10 +209,16 @@ def one(solver: str, sampler: Sampler, reference: np.ndarray, bench: Bench) -> C
 def samples(sampler: Sampler, bench: Bench) -> tuple[np.ndarray, float, float]:
     """Images in model units (num,...), seconds an image, and seconds of compiling."""
     maker = generate.generator(
-        sampler, bench.weights, {}, bench.job.classes, bench.batch_size, bench.mesh, bench.programs
+        sampler, bench.weights, bench.frozen, bench.job.classes, bench.batch_size, bench.mesh, bench.programs
     )
     values, seconds = generate.images(maker, bench.seed, bench.labels, np.asarray)
     return values, seconds, maker.compile_seconds
+
+
+def reference_sampler(config, job: Job) -> Sampler:
+    """The sampler that distances are taken from. Raises: ValueError as `named.sampler`."""
+    parts, request = job.parts, {"reference": config.study.reference.to_dict()}
+    return sampling.samplers(request, parts.models["student"], parts.schedule, job.data.shape)["reference"]
 
 
 def reference_samples(study: Experiment, bench: Bench) -> np.ndarray:
@@ -167,10 +228,7 @@ def reference_samples(study: Experiment, bench: Bench) -> np.ndarray:
         with np.load(path, allow_pickle=False) as archive:
             if str(archive["identity"]) == identity:
                 return archive["values"]
-    parts, shape = bench.job.parts, bench.job.data.shape
-    request = {"reference": study.config.study.reference.to_dict()}
-    made = sampling.samplers(request, parts.models["student"], parts.schedule, shape)
-    values, *_ = samples(made["reference"], bench)
+    values, *_ = samples(reference_sampler(study.config, bench.job), bench)
     buffer = io.BytesIO()
     np.savez(buffer, identity=identity, values=values)
     files.write(path, buffer.getvalue())
@@ -188,11 +246,11 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def write(study: Experiment, bench: Bench, cells: Sequence[Cell], basis: Experiment) -> None:
-    """The report of all rows; on process 0 only."""
-    if jax.process_index() != 0:
-        return
-    from fastdiff_jax.runtime import figures  # matplotlib: a second of imports
+def write(
+    study: Experiment, bench: Bench, cells: Sequence[Cell], costs: Sequence[students.Cost], basis: Experiment
+) -> None:
+    """The report of all rows."""
+    from fastdiff_jax.runtime import charts  # matplotlib: a second of imports
 
     headline = bench.panel.headline
     floor = evaluate.spread([bench.panel.floor(len(bench.labels), seed) for seed in range(3)])
@@ -204,8 +262,13 @@ def write(study: Experiment, bench: Bench, cells: Sequence[Cell], basis: Experim
         "versions": report.versions(),
         "device": report.device(),
     }
-    text = "\n".join(markdown(study, bench, cells, basis, floor)) + "\n"
-    picture = figures.frontier(study.name, cells, {column: floor[column][0] for column in headline})
+    shown, taught = {column: floor[column][0] for column in headline}, [cost.row for cost in costs[1:]]
+    text = "\n".join(markdown(study, bench, cells, costs, basis, floor)) + "\n"
+    picture = charts.frontier(study.name, cells, shown, taught)
+    if costs:
+        about["costs"] = [cost._asdict() for cost in costs]
+        files.write(study.workdir / "students.png", charts.students(study.name, cells, costs, shown))
+        progress.say("\n".join(["", *students.table(costs), ""]))
     files.write_json(study.workdir / "card.json", about)
     files.write(study.workdir / "report.png", picture)
     files.write(study.workdir / "report.md", text.encode())
@@ -213,7 +276,12 @@ def write(study: Experiment, bench: Bench, cells: Sequence[Cell], basis: Experim
 
 
 def markdown(
-    study: Experiment, bench: Bench, cells: Sequence[Cell], basis: Experiment, floor: Mapping
+    study: Experiment,
+    bench: Bench,
+    cells: Sequence[Cell],
+    costs: Sequence[students.Cost],
+    basis: Experiment,
+    floor: Mapping,
 ) -> list[str]:
     """The lines of report.md: a table a measure, solvers down and calls across."""
     request, hardware = study.config.study.reference, report.device()
@@ -227,6 +295,13 @@ def markdown(
     of = {(cell.solver, cell.nfe): cell.distance for cell in cells}
     note = f"RMS difference per image from {request.name} at {request.nfe} NFE, the same noise given."
     lines += ["## Distance to the converged samples", "", note, "", *grid(of), ""]
+    if costs:
+        taught = list(dict.fromkeys(cost.row for cost in costs[1:]))
+        for column in bench.panel.headline:
+            title = f"## Students against training-free samplers: {results.heading(column)}"
+            lines += [title, "", *students.against(cells, taught, column), ""]
+        lines += ["## What training cost", "", students.NOTE, "", *students.table(costs), ""]
+        lines += ["![Students by their distances and their cost](students.png)", ""]
     of = {(cell.solver, cell.nfe): cell.ms_per_image for cell in cells}
     lines += ["## ms per image", "", *grid(of), ""]
     of = {(cell.solver, cell.nfe): cell.compile_seconds for cell in cells}

@@ -4,11 +4,17 @@ from configs import common
 
 
 def get_config(arg="full"):
-    """Student of 2 network calls; `:3`, `:4` or `:5` for as many."""
-    given = common.words(arg, *"2345")
+    """Student of 2 network calls; `:3`, `:4` or `:5` for as many.
+
+    `:cached` trains on trajectories that launch/record.py has recorded; 8192 are met once each, fewer again
+    and again. `:guided` has a teacher that was trained with label dropout, and samples with and without
+    guidance.
+    """
+    given = common.words(arg, *"2345", "cached", "guided")
     config = common.base()
     config.data = dict(name="digits")
-    config.teacher = "edm_digits" + common.joined(given)
+    teacher_words = {*given, "dropout"} if "guided" in given else given
+    config.teacher = "edm_digits" + common.joined(teacher_words, "dropout")
     config.models = {role: dict(like="teacher") for role in ("teacher", "student")}
     config.method = dict(
         name="sfd", stamps=common.calls(given, 2) + 2, extra=3, schedule=common.few_levels(), afs=True,
@@ -21,4 +27,12 @@ def get_config(arg="full"):
     config.evaluation.update(num=1797, batch_size=600)
     common.digits_panel(config)
     config.evaluation.teacher_samplers = common.usual_samplers()
+    if "cached" in given:
+        kept = [word for word in (*"2345", "guided", "smoke") if word in given]
+        folder = "/".join(["runs", "_".join(["sfd_digits", *kept]), "pairs"])
+        config.data = dict(name="pairs", source=dict(name="digits"), folder=folder)
+    if "guided" in given:
+        config.method.guidance = dict(scale=(1.0, 1.5, 2.0))
+        guided = dict(name="heun", nfe=70, guidance=dict(scale=2.0))
+        config.evaluation.teacher_samplers["heun 70 w 2"] = guided
     return common.smoke(config) if "smoke" in given else config

@@ -31,9 +31,11 @@ class Batches:
     def __getitem__(self, number: int) -> dict[str, np.ndarray]:
         epochs, places = np.divmod(number * self.stride + self.offsets, len(self.data.train))
         runs = [self.order(int(e))[places[epochs == e]] for e in np.unique(epochs)]
-        batch = rows(self.data.train, np.concatenate(runs))
-        label = np.asarray(batch["label"], np.int32)
-        return {**batch, "image": self.data.decode(batch["image"]), "label": label}
+        batch = dict(rows(self.data.train, np.concatenate(runs)))
+        batch["label"] = np.asarray(batch["label"], np.int32)
+        if "image" in batch:
+            batch["image"] = self.data.decode(batch["image"])
+        return batch
 
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self.seed, epoch)).permutation(len(self.data.train))
@@ -51,6 +53,8 @@ def batches(
     data: Data, batch_size: int, seed: int, *, shard: tuple[int, int] = (0, 1)
 ) -> grain.DatasetIterator:
     """Infinite shuffled epochs of {"image": (B,...) float32 in model units, "label": (B,) int32}.
+
+    Rows of another kind come as they are, but for the dtype of "label".
 
     Args:
       batch_size: of this process.

@@ -24,7 +24,7 @@ from fastdiff_jax.runtime import (
     settings,
 )
 from fastdiff_jax.runtime import mesh as meshes
-from fastdiff_jax.solvers import driver, multistep, sampling, schedules
+from fastdiff_jax.solvers import driver, multistep, nested, sampling, schedules
 from fastdiff_jax.types import Model, Parts
 
 SCHEDULE = dict(name="polynomial", sigma_min=0.01, sigma_max=20.0, zero=False)
@@ -130,9 +130,9 @@ def test_rows_are_the_trajectories_of_their_latents(tmp_path):
     job = assemble.assemble(run.config)
     walker = precond.denoiser(job.parts.models["teacher"], job.data.exact)
     config = run.config.method
-    path = sfd.path_of(schedules.build(config.schedule.to_dict()), config.stamps, config.extra)
-    teacher = sfd.teacher_of(config.teacher.to_dict())
-    passed = sfd.targets(walker, teacher, path.student[0] * jnp.asarray(arrays["latents"]), path)
+    path = nested.path_of(schedules.build(config.schedule.to_dict()), config.stamps, config.extra)
+    teacher = nested.teacher_of(config.teacher.to_dict())
+    passed = nested.targets(walker, teacher, path.student[0] * jnp.asarray(arrays["latents"]), path)
     np.testing.assert_allclose(np.moveaxis(arrays["states"], 1, 0), passed, rtol=1e-4, atol=1e-5)
     rows = source.rows(np.array([7, 7, 2]))
     assert "index" not in rows

@@ -11,7 +11,7 @@ from fastdiff_jax import precond, rng, trees
 from fastdiff_jax.methods import sfd
 from fastdiff_jax.networks import gmm, mlp, song
 from fastdiff_jax.runtime import optimizers
-from fastdiff_jax.solvers import driver, schedules
+from fastdiff_jax.solvers import driver, nested, schedules
 from fastdiff_jax.types import Model, Network, Parts
 
 RANGE = {"sigma_min": 0.01, "sigma_max": 20.0}
@@ -91,9 +91,9 @@ def test_an_iteration_is_its_formula(start, norm, x64):
     method = method_of(tx=optax.sgd(1e-2), start=start, loss=norm)
     state = started(method, w=jnp.float64(0.3))
     draws, after, metrics = one_step(method, state)
-    path = sfd.path_of(schedules.build(SCHEDULE), 4, 3)
+    path = nested.path_of(schedules.build(SCHEDULE), 4, 3)
     denoise = precond.denoiser(GAUSSIAN, {})
-    passed = sfd.targets(denoise, sfd.teacher_of(EULER), path.student[0] * draws["latents"], path)
+    passed = nested.targets(denoise, nested.teacher_of(EULER), path.student[0] * draws["latents"], path)
     losses, w = by_hand(
         np.asarray(draws["latents"]), path.student, np.asarray(passed), 0.3, 1e-2, start, norm
     )
@@ -143,9 +143,9 @@ def test_every_step_but_an_analytical_one_is_one_update(afs, stamps):
 def test_an_analytical_step_is_the_score_of_a_unit_gaussian_and_has_a_loss(x64):
     method = method_of(afs=True, loss="l2")
     draws, _, metrics = one_step(method, started(method, w=jnp.float64(0.3)))
-    path = sfd.path_of(schedules.build(SCHEDULE), 4, 3)
+    path = nested.path_of(schedules.build(SCHEDULE), 4, 3)
     x = path.student[0] * draws["latents"]
-    passed = sfd.targets(precond.denoiser(GAUSSIAN, {}), sfd.teacher_of(EULER), x, path)
+    passed = nested.targets(precond.denoiser(GAUSSIAN, {}), nested.teacher_of(EULER), x, path)
     high, low = path.student[:2]
     y = x + (low - high) * x / np.sqrt(1 + high**2)
     np.testing.assert_allclose(metrics["loss_1"], np.sum((y - passed[0]) ** 2) / len(x), rtol=1e-9)
@@ -240,11 +240,11 @@ def test_labels_are_drawn_by_class_shares():
 
 
 def test_the_teacher_s_threshold_is_its_own():
-    path = sfd.path_of(schedules.build(SCHEDULE), 4, 3)
+    path = nested.path_of(schedules.build(SCHEDULE), 4, 3)
     x = path.student[0] * jax.random.normal(jax.random.key(0), (8, 2))
     large = lambda x, sigma: jnp.full_like(x, 3.0)
     free, bound = (
-        sfd.targets(large, sfd.teacher_of({"name": "dpmpp_3m", "threshold": t}), x, path)
+        nested.targets(large, nested.teacher_of({"name": "dpmpp_3m", "threshold": t}), x, path)
         for t in (False, True)
     )
     np.testing.assert_allclose(free[-1], 3.0, atol=0.05)
@@ -252,13 +252,13 @@ def test_the_teacher_s_threshold_is_its_own():
 
 
 def test_the_teacher_passes_the_student_s_levels():
-    path = sfd.path_of(schedules.build(SCHEDULE), 5, 2)
+    path = nested.path_of(schedules.build(SCHEDULE), 5, 2)
     assert len(path.student) == 5 and len(path.teacher) == 13
     np.testing.assert_allclose(path.teacher[::3], path.student, rtol=1e-12)
-    teacher = sfd.teacher_of({"name": "heun"})
+    teacher = nested.teacher_of({"name": "heun"})
     x = path.student[0] * jax.random.normal(jax.random.key(0), (8, 2))
     denoise = precond.denoiser(GAUSSIAN, {})
-    passed = sfd.targets(denoise, teacher, x, path)
+    passed = nested.targets(denoise, teacher, x, path)
     for level, state in zip(range(1, 5), passed, strict=True):
         alone = driver.sample(denoise, teacher.solver, x, path.teacher[: 3 * level + 1])
         chex.assert_trees_all_close(state, alone, rtol=1e-5)

@@ -15,7 +15,7 @@ from fastdiff_jax import guidance, registry, trees
 from fastdiff_jax.losses import perceptual, trajectory
 from fastdiff_jax.precond import denoiser
 from fastdiff_jax.rng import normal_per_image, stream
-from fastdiff_jax.solvers import driver, multistep, named, sampling, schedules
+from fastdiff_jax.solvers import driver, nested, sampling, schedules
 from fastdiff_jax.types import (
     Array,
     Cond,
@@ -25,8 +25,6 @@ from fastdiff_jax.types import (
     Parts,
     Recording,
     Sampler,
-    Schedule,
-    Solver,
 )
 
 LEVELS = {"name": "polynomial", "sigma_min": 0.006, "sigma_max": 80.0, "rho": 7.0, "zero": False}
@@ -68,76 +66,7 @@ class State(NamedTuple):
     opt: optax.OptState
 
 
-class Teacher(NamedTuple):
-    """How the teacher walks."""
-
-    solver: Solver
-    afs: bool = False
-    threshold: bool = False
-    stamps: int | None = None  # what it is told, if it is a student of SFD-v itself
-
-
-class Path(NamedTuple):
-    """The levels of one trajectory, host float64."""
-
-    student: np.ndarray  # (n,)
-    teacher: np.ndarray  # ((extra + 1) (n - 1) + 1,), the student's among them
-
-
 START = ("global", "local")
-
-
-def teacher_of(request: Mapping) -> Teacher:
-    """A solver by name, with its options; `afs`, `threshold` and `stamps` are the walk's own.
-
-    Raises: ValueError for an unknown solver or option.
-    """
-    solver = dict(request)
-    own = {key: solver.pop(key) for key in ("afs", "threshold", "stamps") if key in solver}
-    return Teacher(registry.choose(registry.entries("solvers", "SOLVERS"), solver, "solver"), **own)
-
-
-def path_of(schedule: Schedule, stamps: int, extra: int) -> Path:
-    """The student's n levels and the teacher's, which has `extra` more in every interval.
-
-    Raises: ValueError for fewer than two levels, a negative number more, and for a schedule whose levels for
-      n - 1 steps are not among those for (extra + 1) (n - 1).
-    """
-    if stamps < 2 or extra < 0:
-        raise ValueError(
-            f"method sfd: a trajectory has 2 levels or more, and extra is not negative; got {stamps} levels, "
-            f"extra {extra}."
-        )
-    student = driver.levels(schedule(stamps - 1))
-    teacher = driver.levels(schedule((extra + 1) * (stamps - 1)))
-    shared = teacher[:: extra + 1]
-    apart = np.flatnonzero(~np.isclose(shared, student, rtol=1e-6, atol=0.0))
-    if len(apart):
-        i = apart[0]
-        raise ValueError(
-            f"method sfd: the student's levels must be among the teacher's, but level {i} is {student[i]:g} "
-            f"where the teacher has {shared[i]:g}; use a schedule that nests, such as one with zero=False."
-        )
-    return Path(student, teacher)
-
-
-def targets(denoise: Denoiser, teacher: Teacher, x: Array, path: Path) -> Array:
-    """(n-1,B,...) the teacher's states at the student's levels but the first, from x (B,...) there."""
-    every = (len(path.teacher) - 1) // (len(path.student) - 1)
-    known = None
-    if teacher.threshold:
-        denoise = guidance.thresholded(denoise)
-    if teacher.afs:
-        known = guidance.gaussian_guess(x, path.teacher[0])
-        known = guidance.dynamic_threshold(known) if teacher.threshold else known
-    trace = driver.sample(denoise, teacher.solver, x, path.teacher, known=known, trace=True)
-    return trace.states[every::every]
-
-
-def walked(denoise: Denoiser, latents: Array, path: Path, afs: bool) -> Array:
-    """Images (B,...) of a student from standard normal latents (B,...): Euler's method on its levels."""
-    euler = named.Named(multistep.euler(), path.student, named.Options(afs=afs))
-    return named.generate(denoise, euler, latents)
 
 
 def build(config, parts: Parts) -> Method:
@@ -213,7 +142,7 @@ def build(config, parts: Parts) -> Method:
             passed = recorded(batch["states"], paths, variant)
         else:
             walker = _walker(parts, frozen, labels, size, teacher)
-            passed = targets(walker, teacher, x, path)
+            passed = nested.targets(walker, teacher, x, path)
         params, opt, metrics = state.params, state.opt, {}
         images = trees.images_seen(state.step, size)
         # Unrolled: on CPUs, gradients of convolutions in a rolled loop are 20 to 40 times slower.
@@ -254,7 +183,7 @@ def build(config, parts: Parts) -> Method:
 
         def generate(params, frozen, keys, cond):
             denoise = bind(student, params, condition(cond.get("label"), len(keys), told(n)))
-            return walked(denoise, normal_per_image(keys, parts.shape), paths[n], config.afs)
+            return nested.walked(denoise, normal_per_image(keys, parts.shape), paths[n], config.afs)
 
         nfe = calls(n, config.afs) * (1 if guide is None else guide.calls())
         name = f"student {nfe}" if guide is None or guide.scale == 1 else f"student {nfe} w {guide.scale:g}"
@@ -286,7 +215,7 @@ def recording(config, parts: Parts) -> Recording:
 
     def states(frozen, latents, cond):
         walker = _walker(parts, frozen, cond.get("label"), len(latents), teacher)
-        passed = [targets(walker, teacher, p.student[0] * latents, p) for p in paths.values()]
+        passed = [nested.targets(walker, teacher, p.student[0] * latents, p) for p in paths.values()]
         return jnp.moveaxis(jnp.concatenate(passed), 0, 1)
 
     total = sum(driver.evaluations(teacher.solver, p.teacher, teacher.afs) for p in paths.values())
@@ -299,7 +228,7 @@ def recording(config, parts: Parts) -> Recording:
     return Recording(recipe, total, states)
 
 
-def recorded(states: Array, paths: Mapping[int, Path], stamps: int) -> Array:
+def recorded(states: Array, paths: Mapping[int, nested.Path], stamps: int) -> Array:
     """(n-1,B,...) a recording's states (B,S,...) that belong to n = `stamps` levels.
 
     Raises: ValueError if S is not what all `paths` make together.
@@ -326,13 +255,13 @@ def calls(stamps: int, afs: bool) -> int:
     return stamps - 1 - afs
 
 
-def _settled(config, parts: Parts) -> tuple[Options, tuple[int, ...], Teacher, dict[int, Path]]:
+def _settled(config, parts: Parts) -> tuple[Options, tuple[int, ...], nested.Teacher, dict[int, nested.Path]]:
     """Options, numbers of levels, and how teacher and student walk them. Raises: ValueError as `build`."""
     config = registry.options(Options, config, "method sfd")
     counts = (config.stamps,) if isinstance(config.stamps, int) else tuple(config.stamps)
     _check(config, counts)
-    teacher, schedule = teacher_of(config.teacher), schedules.build(config.schedule)
-    paths = {n: path_of(schedule, n, config.extra) for n in counts}
+    teacher, schedule = nested.teacher_of(config.teacher), schedules.build(config.schedule)
+    paths = {n: nested.path_of(schedule, n, config.extra) for n in counts}
     for path in paths.values():
         schedules.check_range(path.student, parts.models["student"].precond)
         schedules.check_range(path.teacher, parts.models["teacher"].precond)
@@ -344,7 +273,7 @@ def _settled(config, parts: Parts) -> tuple[Options, tuple[int, ...], Teacher, d
     return config, counts, teacher, paths
 
 
-def _walker(parts: Parts, frozen, labels: Array | None, size: int, teacher: Teacher) -> Denoiser:
+def _walker(parts: Parts, frozen, labels: Array | None, size: int, teacher: nested.Teacher) -> Denoiser:
     """The teacher's denoiser for labels (B,K) or None."""
     above = condition(labels, size, teacher.stamps)
     return denoiser(parts.models["teacher"], frozen["teacher"], above)

@@ -12,7 +12,7 @@ from fastdiff_jax.methods import sfd
 from fastdiff_jax.networks import gmm, mlp
 from fastdiff_jax.precond import denoiser
 from fastdiff_jax.runtime import optimizers
-from fastdiff_jax.solvers import driver, schedules
+from fastdiff_jax.solvers import driver, nested, schedules
 from fastdiff_jax.types import Model, Parts
 
 GMM = {"weights": "gmm_pi", "means": "gmm_mu", "scales": "gmm_s"}
@@ -139,12 +139,12 @@ def replay_iteration(golden, at, settings, stamps, z, parts, state, teacher, ima
     """One iteration from the method's own pieces, so that everything in between is seen."""
     asked = sfd.Options(**settings)
     afs, extra, size = asked.afs, asked.extra, len(z)
-    path = sfd.path_of(schedules.build(settings["schedule"]), stamps, extra)
-    walker = sfd.teacher_of(asked.teacher)
+    path = nested.path_of(schedules.build(settings["schedule"]), stamps, extra)
+    walker = nested.teacher_of(asked.teacher)
     check(golden, f"{at}/t_steps", path.student)
     above = denoiser(parts.models["teacher"], teacher, condition(walker.stamps, size))
     x = path.student[0] * z
-    passed = sfd.targets(above, walker, x, path)
+    passed = nested.targets(above, walker, x, path)
     check(golden, f"{at}/teacher", passed)
     check(golden, f"{at}/teacher_nfe", driver.evaluations(walker.solver, path.teacher, walker.afs))
     params, opt, tx = state.params, state.opt, parts.optimizers["student"]
@@ -184,7 +184,7 @@ def replay_iteration(golden, at, settings, stamps, z, parts, state, teacher, ima
 
 def replay_sample(golden, key, run, stamps, params, latents):
     settings = settings_of(run, golden)
-    path = sfd.path_of(schedules.build(settings["schedule"]), stamps, 0)
+    path = nested.path_of(schedules.build(settings["schedule"]), stamps, 0)
     cond = condition(stamps if settings.get("conditioned") else None, len(latents))
     denoise = denoiser(perceptron(params), params, cond)
-    check(golden, key, sfd.walked(denoise, latents, path, settings.get("afs", True)))
+    check(golden, key, nested.walked(denoise, latents, path, settings.get("afs", True)))

@@ -26,7 +26,8 @@ def get_config(arg="full"):
     config.optimizers = dict(coefficients=dict(name="adam", learning_rate=1e-3, decay="cosine"))
     config.train.update(batch_size=256, steps=150, log_every=10, save_every=50)
     config.evaluation.update(num=1797, batch_size=600)
-    config.evaluation.teacher_samplers = common.samplers(
-        ("heun", 35), ("euler", 5), ("dpmpp_2m", 5)
+    config.evaluation.teacher_samplers = common.samplers(("heun", 35), ("euler", 5), ("dpmpp_2m", 5))
+    config.evaluation.teacher_samplers["untrained 5"] = dict(
+        name="dpmpp_2m", nfe=5, schedule=config.method.schedule.to_dict()
     )
     return common.smoke(config) if "smoke" in given else config

@@ -8,6 +8,8 @@ import numpy as np
 
 from fastdiff_jax.types import Array, PyTree
 
+CONSTANTS = ("freqs",)  # leaves that no gradient reaches: frequencies of a random embedding
+
 
 def copy(tree: PyTree) -> PyTree:
     """Fresh buffers: a donated step deletes its inputs, so aliases such as ema = params die with it."""
@@ -17,6 +19,12 @@ def copy(tree: PyTree) -> PyTree:
 def count(tree: PyTree) -> int:
     """Number of scalars in the leaves; works on shapes (`jax.eval_shape`) as well."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def parameters(tree: PyTree) -> int:
+    """`count` of what is trained: without the constants that weights come with."""
+    constants = (leaf for path, leaf in named(tree) if path.rpartition("/")[2] in CONSTANTS)
+    return count(tree) - sum(count(leaf) for leaf in constants)
 
 
 def nbytes(tree: PyTree) -> int:

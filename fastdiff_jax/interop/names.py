@@ -2,10 +2,12 @@
 
     enc.8x8_block0.conv0.weight (O,I,k,k)  <->  enc/8x8_block0/conv0/kernel (k,k,I,O)
     map_layer0.weight (O,I)                <->  map_layer0/kernel (I,O)
+    map_step_layer0.weight (O,I)           <->  map_step0/kernel (I,O)
     enc.8x8_block0.norm0.weight (C)        <->  enc/8x8_block0/norm0/scale (C)
 
-Biases and `map_noise.freqs` keep name and values. `resample_filter` buffers follow from the config:
-they are compared and dropped, and made again on the way back.
+Biases and `map_noise.freqs` keep name and values. `resample_filter` buffers and the noise levels `u` of
+improved DDPM follow from the config: they are compared and dropped, and made again on the way back.
+SongUNet (DDPM++, NCSN++) and DhariwalUNet (ADM) have the same names, so one table serves both.
 """
 
 from collections.abc import Mapping
@@ -16,7 +18,9 @@ import numpy as np
 from fastdiff_jax import trees
 from fastdiff_jax.types import Params, PyTree
 
-FILTER = "resample_filter"
+FILTER, LEVELS = "resample_filter", "u"
+STEP = {"map_step0": "map_step_layer0", "map_step1": "map_step_layer1"}  # SFD's names of these layers
+BUFFERS = (FILTER, LEVELS, *trees.CONSTANTS)  # last parts of the names of what is saved, but not trained
 
 
 def resample_filter(taps: tuple[float, ...]) -> np.ndarray:
@@ -31,15 +35,20 @@ def from_state(
     *,
     taps: tuple[float, ...] = (1, 1),
     prefix: str = "",
+    levels: np.ndarray | None = None,
 ) -> Params:
     """A tree like `template` with the arrays of a state dict, in their own dtypes.
 
     Args:
       template: arrays or shapes (`jax.eval_shape` of a network's init).
       taps: the config's resampling filter, which the buffers must equal.
-      prefix: leads every name of the state ("model." in released checkpoints).
-    Raises: ValueError naming what is missing, left over, or of another shape or filter.
+      prefix: leads every name of the state but `u` ("model." in released checkpoints).
+      levels: (M+1,) those of an improved-DDPM preconditioner (`precond.iddpm_table`), which has them as `u`.
+    Raises: ValueError naming what is missing, left over, or of another shape, filter or table of levels.
     """
+    state = dict(state)
+    if levels is not None:
+        _check_levels(state.pop(LEVELS, None), levels)
     foreign = [name for name in state if not name.startswith(prefix)]
     left = {name[len(prefix) :]: value for name, value in state.items() if name not in foreign}
     expected = resample_filter(taps)
@@ -73,16 +82,44 @@ def from_state(
 
 
 def to_state(
-    params: Params, *, taps: tuple[float, ...] = (1, 1), prefix: str = ""
+    params: Params,
+    *,
+    taps: tuple[float, ...] = (1, 1),
+    prefix: str = "",
+    levels: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """The state dict of a U-Net's tree, buffers included: `from_state` inverts it."""
     state = {_foreign_name(path): _to_theirs(np.asarray(leaf), path) for path, leaf in trees.named(params)}
     state |= {f"{layer}.{FILTER}": resample_filter(taps) for layer in _resampling(state)}
-    return {prefix + name: value for name, value in state.items()}
+    table = {} if levels is None else {LEVELS: np.asarray(levels, np.float32)}
+    return table | {prefix + name: value for name, value in state.items()}
+
+
+def layout(template: PyTree, **options) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the state dict of a tree of shapes; options as of `to_state`."""
+    hollow = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), template)
+    return {name: value.shape for name, value in to_state(hollow, **options).items()}
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a state dict's name is of a constant: what a count of parameters leaves out."""
+    return name.rpartition(".")[2] in BUFFERS
+
+
+def _check_levels(found, levels):
+    # The EDM code makes its table in float32, where the recursion is off by 5e-4 at its end.
+    same = found is not None and found.shape == levels.shape
+    if not same or not np.allclose(found, levels, rtol=1e-3, atol=0):
+        what = "no" if found is None else "another"
+        raise ValueError(
+            f"the state has {what} table {LEVELS} of {len(levels)} noise levels: it is not of a network with "
+            "this iddpm preconditioner."
+        )
 
 
 def _foreign_name(path: str) -> str:
     *layer, leaf = path.split("/")
+    layer = [STEP.get(part, part) for part in layer]
     return ".".join([*layer, "weight" if leaf in ("kernel", "scale") else leaf])
 
 

@@ -26,6 +26,11 @@ class Style(NamedTuple):
     last: Init = Init("kaiming_uniform", 0.0, 0.0)  # of the layers that end a residual branch
     attention: Init = ADM_INIT  # of qkv
     step: Init = ADM_INIT  # of the layer that reads the step condition
+    channels_per_head: int | None = 64  # None: one head, however wide
+
+    def heads(self, channels: int) -> int:
+        """Of an attention over features of so many channels: none, if they are fewer than one head's."""
+        return 1 if self.channels_per_head is None else channels // self.channels_per_head
 
 
 SONG = Style(
@@ -36,6 +41,7 @@ SONG = Style(
     initial=Init(),
     last=Init("xavier_uniform", 1e-5),
     attention=Init("xavier_uniform", math.sqrt(0.2)),
+    channels_per_head=None,
 )
 
 

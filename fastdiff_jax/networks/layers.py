@@ -108,16 +108,18 @@ class Conv(nn.Module):
 class GroupNorm(nn.Module):
     """Zero mean and unit variance over positions and groups of at least four channels, then affine.
 
-    min(32, C // 4) groups, biased variance; statistics in at least float32. x (B,...,C) -> (B,...,C).
+    min(32, C // 4) groups unless given, biased variance; statistics in at least float32.
+    x (B,...,C) -> (B,...,C).
     Raises: ValueError if the channels do not divide into the groups.
     """
 
     eps: float = 1e-5
+    groups: int | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         channels = x.shape[-1]
-        groups = min(32, channels // 4)
+        groups = self.groups or min(32, channels // 4)
         if groups == 0 or channels % groups:
             raise ValueError(
                 f"group norm cannot split {channels} channels into {groups} groups of equal size; "

@@ -52,6 +52,23 @@ def step_condition(choice: str | None, network: str) -> str | None:
     return choice
 
 
+def check_choices(settings: Mapping[str, Any], choices: Mapping[str, tuple], network: str) -> None:
+    """Raises ValueError naming the choices, if a setting is none of its own."""
+    for name, known in choices.items():
+        if settings[name] not in known:
+            raise ValueError(f"network {network}: {name} is {settings[name]!r}; known: {', '.join(known)}.")
+
+
+def check_halves(shape: tuple[int, int, int], levels: int, network: str) -> None:
+    """Raises ValueError if images of `shape` (H,W,C) are not square, or cannot be halved levels - 1 times."""
+    height, width, _ = shape
+    if height != width or height % 2 ** (levels - 1):
+        raise ValueError(
+            f"network {network} takes square images whose side divides by {2 ** (levels - 1)} for {levels} "
+            f"levels; got {height}x{width}: pad the images or shorten channel_mult."
+        )
+
+
 def tapped(output: Array, features: Mapping[str, Array], taps: Iterable[str]):
     """`output`, or (output, the features that `taps` names) when it names any.
 

@@ -14,7 +14,13 @@ import jax.numpy as jnp
 from fastdiff_jax.networks.block import SONG, Block, Style
 from fastdiff_jax.networks.embeddings import Fourier, positional, swap_halves
 from fastdiff_jax.networks.layers import Conv, Dense, GroupNorm, Init, downsample, upsample
-from fastdiff_jax.networks.module import network, options, step_condition
+from fastdiff_jax.networks.module import (
+    check_choices,
+    check_halves,
+    network,
+    options,
+    step_condition,
+)
 from fastdiff_jax.types import Array, Network
 
 ARCHITECTURES = {
@@ -54,7 +60,12 @@ CHOICES = dict(
 
 
 class Encoder(nn.Module):
-    """From fine to coarse: (image, emb) -> (coarsest features, skips for the decoder, all by name)."""
+    """From fine to coarse: (image, emb) -> (coarsest features, skips for the decoder, all by name).
+
+    Args:
+      stem: channels of the first convolution.
+      attention: sizes with attention, of `Style.heads` heads, in every block.
+    """
 
     widths: tuple[int, ...]
     stem: int
@@ -85,7 +96,7 @@ class Encoder(nn.Module):
             features[f"enc/{at}_down" if level else f"enc/{at}_conv"] = x
             skips.append(x)
             for index in range(self.blocks):
-                heads, name = int(size in self.attention), f"{at}_block{index}"
+                heads, name = style.heads(width) * (size in self.attention), f"{at}_block{index}"
                 x = Block(width, heads, style=style, name=name)(x, train=train, **embeddings)
                 features[f"enc/{name}"] = x
                 skips.append(x)
@@ -93,7 +104,12 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From coarse to fine: (features, emb, skips) -> (raw output, features by name)."""
+    """From coarse to fine: (features, emb, skips) -> (raw output, features by name).
+
+    Args:
+      outputs: channels; 0 returns the finest features instead.
+      everywhere: attention in all blocks of a size, not only in its last.
+    """
 
     widths: tuple[int, ...]
     outputs: int
@@ -101,6 +117,7 @@ class Decoder(nn.Module):
     attention: tuple[int, ...]
     kind: str
     style: Style
+    everywhere: bool = False
 
     @nn.compact
     def __call__(self, x: Array, embeddings: dict[str, Array], skips: list[Array], train: bool):
@@ -116,19 +133,19 @@ class Decoder(nn.Module):
             size = x.shape[1] * 2 if step else x.shape[1]
             at = f"{size}x{size}"
             if step == 0:
-                x = block(f"{at}_in0", x, width, heads=1)  # whatever `attention` says
+                x = block(f"{at}_in0", x, width, style.heads(width))  # whatever `attention` says
                 x = block(f"{at}_in1", x, width)
             else:
                 x = block(f"{at}_up", x, x.shape[-1], up=True)
             for index in range(self.blocks + 1):
-                heads = int(index == self.blocks and size in self.attention)
+                attends = size in self.attention and (self.everywhere or index == self.blocks)
                 joined = jnp.concatenate([x, skips.pop()], axis=-1)
-                x = block(f"{at}_block{index}", joined, width, heads)
-            if self.kind == "skip" or step == len(self.widths) - 1:
+                x = block(f"{at}_block{index}", joined, width, style.heads(width) * attends)
+            if self.outputs and (self.kind == "skip" or step == len(self.widths) - 1):
                 h = jax.nn.silu(GroupNorm(style.eps, name=f"{at}_aux_norm")(x))
                 h = Conv(self.outputs, initial=style.last, name=f"{at}_aux_conv")(h)
                 output = h if output is None else upsample(output, style.taps) + h
-        return output, features
+        return x if output is None else output, features
 
 
 class SongUNet(nn.Module):
@@ -222,20 +239,11 @@ def build(config: Mapping, shape: tuple[int, int, int], classes: int = 0) -> Net
         known = ", ".join(ARCHITECTURES)
         raise ValueError(f"network song has no architecture {architecture!r}; known: {known}.")
     settings = options(named, DEFAULTS | ARCHITECTURES[architecture], "song")
-    for name, choices in CHOICES.items():
-        if settings[name] not in choices:
-            known = ", ".join(choices)
-            raise ValueError(f"network song: {name} is {settings[name]!r}; known: {known}.")
+    check_choices(settings, CHOICES, "song")
     step_condition(settings["stamps"], "song")
-    height, width, channels = shape
-    levels = len(settings["channel_mult"])
-    if height != width or height % 2 ** (levels - 1):
-        raise ValueError(
-            f"network song takes square images whose side divides by {2 ** (levels - 1)} for {levels} "
-            f"levels; got {height}x{width}: pad the images or shorten channel_mult."
-        )
+    check_halves(shape, len(settings["channel_mult"]), "song")
     reads = {"label": classes, "augment": settings["augment_dim"], "stamps": settings["stamps"]}
     known = [name for name, given in reads.items() if given]
     widths = tuple(settings["model_channels"] * mult for mult in settings["channel_mult"])
-    outputs = settings["out_channels"] or channels
+    outputs = settings["out_channels"] or shape[-1]
     return network(SongUNet(widths, outputs, classes, settings), known)

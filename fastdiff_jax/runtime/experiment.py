@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from fastdiff_jax.runtime import files
+
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
 
@@ -28,8 +30,21 @@ def split(reference: str) -> tuple[str, str | None]:
     return path, argument if colon else None
 
 
+def folder(reference: str) -> Path | None:
+    """The folder with finished weights that a reference names, None if it names a config.
+
+    launch/convert.py writes such folders, and every finished run is one. A config of the repository goes first.
+    """
+    path = Path(reference)
+    if path.suffix == ".py" or (CONFIGS / f"{split(reference)[0]}.py").is_file():
+        return None
+    return path if path.is_dir() else None
+
+
 def name_of(reference: str) -> str:
-    """The experiment's name: file stem, and the argument if there is one."""
+    """The experiment's name: file stem, and the argument if there is one; of a folder its own."""
+    if (found := folder(reference)) is not None:
+        return found.resolve().name
     path, argument = split(reference)
     return Path(path).stem + (f"_{argument.replace(',', '_')}" if argument else "")
 
@@ -41,17 +56,28 @@ def known() -> list[str]:
     )
 
 
+def workdir_of(reference: str, parent: Path) -> Path:
+    """The work directory of an experiment: below `parent`, but that of finished weights is their folder."""
+    found = folder(reference)
+    return parent / name_of(reference) if found is None else found
+
+
 def load(reference: str) -> ConfigDict:
     """The config of a file with get_config, named by path or by stem, with an optional argument.
 
-    Raises: ValueError if there is no such file, or it does not make a config.
+    Of a folder with finished weights, it is the one that they were made with.
+
+    Raises: ValueError if there is no such file or folder, or it does not make a config.
     """
+    if (found := folder(reference)) is not None:
+        return _saved(found)
     stem, argument = split(reference)
     path = Path(stem) if stem.endswith(".py") else CONFIGS / f"{stem}.py"
     if not path.is_absolute() and not path.exists():
         path = ROOT / path
     if not path.is_file():
-        raise ValueError(f"there is no config file {stem!r}; known: {', '.join(known())}.")
+        what = "config file" if "/" not in stem or stem.endswith(".py") else "config file or folder of weights"
+        raise ValueError(f"there is no {what} {stem!r}; known: {', '.join(known())}.")
     if str(ROOT) not in sys.path:  # config files import configs.common
         sys.path.insert(0, str(ROOT))
     try:
@@ -71,10 +97,28 @@ def load(reference: str) -> ConfigDict:
     return config
 
 
+def _saved(found: Path) -> ConfigDict:
+    if not (found / "product.json").is_file() or not (found / "config.json").is_file():
+        raise ValueError(
+            f"{found} holds no finished weights (config.json and product.json); name a folder that "
+            "launch/convert.py has written, a finished run, or a config."
+        )
+    config = files.read_json(found / "config.json")
+    if not isinstance(config, dict):
+        raise ValueError(f"{found / 'config.json'} is damaged: it holds no config; convert or train it anew.")
+    return ConfigDict(_tuples(config))
+
+
+def _tuples(value: Any) -> Any:
+    """What JSON has made lists of."""
+    if isinstance(value, dict):
+        return {key: _tuples(inner) for key, inner in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
 def prerequisite(reference: str, workdir: Path) -> Experiment:
-    """The experiment that one in `workdir` builds on; its own work directory is beside it."""
-    name = name_of(reference)
-    return Experiment(name, load(reference), workdir.parent / name)
+    """The experiment that one in `workdir` builds on; its own work directory is beside it, or named."""
+    return Experiment(name_of(reference), load(reference), workdir_of(reference, workdir.parent))
 
 
 def changed(reference: str, changes: Mapping[str, Any], workdir: Path) -> Experiment:

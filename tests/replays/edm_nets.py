@@ -1,4 +1,4 @@
-"""Whole EDM U-Nets: raw outputs, denoisers under every preconditioner, weights by name both ways."""
+"""Whole EDM U-Nets: raw outputs, denoisers under every preconditioner, weights by name both ways, snapshots."""
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +6,12 @@ import numpy as np
 
 from fastdiff_jax import precond
 from fastdiff_jax.interop import names
-from fastdiff_jax.networks import song
+from fastdiff_jax.networks import adm, song
+from fastdiff_jax.runtime import converted
 from fastdiff_jax.types import Model
 
-NETWORKS = {"SongUNet": song.build}
+NETWORKS = {"SongUNet": song.build, "DhariwalUNet": adm.build}
+FIXTURES = ("edm_tiny_*.pkl",)
 
 
 def replay(golden):
@@ -17,6 +19,17 @@ def replay(golden):
         case, _, last = key.partition("/")
         if last == "cfg":
             replay_case(golden, case)
+        elif last == "D" and case.startswith("pkl_"):
+            replay_snapshot(golden, case)
+
+
+def replay_snapshot(golden, case):
+    """What a released file's network denoises, in double precision from its single-precision weights."""
+    found = converted.read(golden.fixture(f"edm_tiny_{case.removeprefix('pkl_')}.pkl"))
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), found.params)
+    labels = golden.input(f"{case}/class_labels") if golden.keys(f"{case}/class_labels") else None
+    x, sigma = (golden.input(f"{case}/{key}") for key in ("x", "sigma"))
+    golden.check(f"{case}/D", converted.denoised(found.what, params, x, sigma, labels))
 
 
 def replay_case(golden, case):

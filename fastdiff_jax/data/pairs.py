@@ -48,7 +48,7 @@ class Recorded:
         except (FileNotFoundError, NotADirectoryError):
             raise ValueError(
                 f"there is no finished recording in {self.folder} ({INDEX} is missing); make it with "
-                "launch/record.py and the same --config."
+                "launch/record.py and the --config of the student that trains on it."
             ) from None
         except ValueError:
             raise ValueError(f"{path} is damaged: it is not JSON; {ADVICE}.") from None

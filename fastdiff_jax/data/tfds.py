@@ -17,6 +17,9 @@ from fastdiff_jax.types import Data
 
 MODES = {1: "L", 3: "RGB"}
 PROBES = 256  # records that go into the fingerprint
+# Published as plain pixels: where such a set is stored as JPEG, it is not what others measure with.
+UNCOMPRESSED = ("cifar10", "cifar100", "fashion_mnist", "kmnist", "mnist", "svhn_cropped")
+JPEG, RECOMPRESSED = b"\xff\xd8", "JPEG-recompressed local copy"
 
 
 class Settings(NamedTuple):
@@ -28,6 +31,7 @@ class Settings(NamedTuple):
     channels: int = 0  # 1 or 3; 0: the native ones
     max_reference: int = 0  # images to compare with, a fixed random choice; 0: all
     in_memory: bool = False  # decode all images once, at the first batch
+    quantiser: str = "edm"  # how generated images become 8-bit ones, see data/stored.py
 
 
 class Source:
@@ -73,6 +77,12 @@ class InMemory:
     def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """The rows `indices` (B,) as arrays."""
         return self.decoded.rows(indices)
+
+    def __getstate__(self):
+        return self.source  # another process decodes for itself
+
+    def __setstate__(self, source):
+        self.__init__(source)
 
     @property
     def decoded(self) -> stored.Rows:
@@ -176,11 +186,18 @@ def build(config) -> Data:
         train=train,
         reference=Reference(train, source, chosen(len(source), settings.max_reference)),
         classes=classes,
-        encode=stored.encode,
+        encode=stored.QUANTISERS[settings.quantiser],
         decode=stored.decode,
         fingerprint=identity,
         shape=(side, side, channels),
+        note=note(source, settings.dataset),
     )
+
+
+def note(source: Source, name: str) -> str:
+    """RECOMPRESSED for JPEG copies of images that are published as plain pixels, else nothing."""
+    jpeg = source.elements([0])[0]["image"].startswith(JPEG)
+    return RECOMPRESSED if jpeg and name in UNCOMPRESSED else ""
 
 
 def fitted(settings: Settings, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -192,6 +209,9 @@ def fitted(settings: Settings, shape: tuple[int, ...]) -> tuple[int, int]:
             f"{settings.dataset} is {native} pixels wide; size must be that or a power of two "
             f"up to {padded}; got {settings.size}."
         )
+    if settings.quantiser not in stored.QUANTISERS:
+        known = ", ".join(stored.QUANTISERS)
+        raise ValueError(f"{settings.dataset} has no quantiser {settings.quantiser!r}; known: {known}.")
     if channels not in MODES:
         raise ValueError(f"{settings.dataset}: channels must be 1 or 3; got {channels}.")
     return side, channels

@@ -1,4 +1,6 @@
-"""EDM's training loop through `Method.update`: rates, EMA, and steps, one with broken gradients."""
+"""EDM's training: the order of images, rates, EMA, and steps by `Method.update`, one with broken gradients."""
+
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +8,7 @@ import numpy as np
 import optax
 
 from fastdiff_jax import precond, trees
+from fastdiff_jax.data import order
 from fastdiff_jax.losses import matching
 from fastdiff_jax.methods import teacher
 from fastdiff_jax.runtime import optimizers
@@ -14,8 +17,25 @@ from replays import toys
 
 
 def replay(golden):
+    replay_sampler(golden)
     replay_schedules(golden)
     replay_loop(golden)
+
+
+def replay_sampler(golden):
+    cfg = golden.config("sampler/cfg")
+    for key in golden.keys("sampler/"):
+        name, wanted = key.split("/")[1], golden.arrays[key]
+        if name == "cfg":
+            continue
+        rank, world = map(int, name.removeprefix("rank").split("of")) if name.startswith("rank") else (0, 1)
+        shuffle = name != "noshuffle"
+        stream = order.windowed(cfg["n"], cfg["seed"], cfg["window_size"], shuffle)
+        own = list(itertools.islice(stream, rank, rank + len(wanted) * world, world))
+        golden.check(key, own, rtol=0.0)
+        if shuffle and cfg["window_size"] == 0.5:  # the pipeline's
+            places = rank + world * np.arange(len(wanted))
+            golden.check(key, order.Windowed(cfg["n"], cfg["seed"])(places), rtol=0.0)
 
 
 def replay_schedules(golden):

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 # What a part of the package may import of the package, besides itself.
-CORE = {"types", "trees", "rng", "registry"}
+CORE = {"types", "trees", "averages", "rng", "registry"}
 WAIST = CORE | {"processes", "precond", "guidance"}
 PARTS = {
     **dict.fromkeys(CORE, CORE),
@@ -17,7 +17,8 @@ PARTS = {
     **dict.fromkeys(("precond", "guidance"), WAIST),
     **dict.fromkeys(("solvers", "losses"), WAIST),
     "methods": WAIST | {"solvers", "losses"},
-    **dict.fromkeys(("metrics", "interop"), CORE | {"networks"}),
+    "interop": CORE | {"networks"},
+    "metrics": CORE | {"networks", "interop"},
     "runtime": WAIST
     | {"networks", "data", "solvers", "losses", "methods", "metrics", "interop"},
     "launch": {"runtime"},

@@ -13,11 +13,24 @@ import optax
 import pytest
 import safetensors.numpy
 from hypothesis import strategies as st
+from scipy import linalg
 from scipy.spatial.distance import cdist
 
 from fastdiff_jax import registry, rng
-from fastdiff_jax.data import digits, pipeline, toys
-from fastdiff_jax.metrics import features, frechet, mixture, precision_recall, samples, timing
+from fastdiff_jax.data import digits, pipeline, stored, toys
+from fastdiff_jax.metrics import (
+    clip_score,
+    features,
+    frechet,
+    inception_score,
+    kid,
+    mixture,
+    panels,
+    precision_recall,
+    samples,
+    timing,
+)
+from fastdiff_jax.runtime import experiment
 from fastdiff_jax.types import Model, Parts
 
 DIGITS = digits.build({})
@@ -56,8 +69,28 @@ def test_fd_is_the_nuclear_norm_form(seed, num, other):
     traces = np.sum(a**2) / (num - 1) + np.sum(b**2) / (other - 1)
     truth = np.sum((x.mean(0) - y.mean(0)) ** 2) + traces - 2 * overlap
     np.testing.assert_allclose(fd(x, y), truth, atol=1e-10)
+    np.testing.assert_allclose(frechet.of_features(x, y), truth, atol=1e-10)
     np.testing.assert_allclose(fd(y, x), fd(x, y), atol=1e-10)
     np.testing.assert_allclose(fd(x, x), 0, atol=1e-11)
+
+
+@pytest.mark.parametrize("dim, num, other", [(3, 50, 40), (24, 300, 257), (64, 200, 500)])
+def test_fd_is_scipys(dim, num, other):
+    """To 1e-6 of its value, by both forms, on features that are neither white nor centred."""
+    x, y = (normal(dim + i, n, dim) @ normal(i, dim, dim) + i for i, n in enumerate((num, other)))
+    left, right = (frechet.statistics(frechet.moments(f)) for f in (x, y))
+    root = linalg.sqrtm(left.covariance @ right.covariance).real
+    spread = np.trace(left.covariance + right.covariance - 2 * root)
+    expected = np.sum((left.mean - right.mean) ** 2) + spread
+    for form in frechet.OVERLAPS:
+        np.testing.assert_allclose(frechet.distance(*left, *right, form=form), expected, rtol=1e-6)
+
+
+def test_fd_of_few_samples_is_as_high_as_predicted():
+    """Same Gaussian, S = I: E FD is about (1/N1 + 1/N2) (D + D (D + 1) / 4)."""
+    found = [fd(normal(2 * i, 1000, 8), normal(2 * i + 1, 500, 8)) for i in range(40)]
+    expected = (1 / 1000 + 1 / 500) * (8 + 8 * 9 / 4)
+    assert abs(np.mean(found) - expected) < 4 * np.std(found) / np.sqrt(40) + 0.02 * expected
 
 
 @no_deadline
@@ -122,6 +155,9 @@ def test_streaming_metric_drops_padding():
             lambda: frechet.distance(np.zeros(2), np.eye(2), np.zeros(2), -np.eye(2) * 3),
             "not covariances",
         ),
+        (lambda: frechet.distance(np.zeros(1), np.eye(1), np.ones(1), np.full((1, 1), np.nan)), "not finite"),
+        (lambda: frechet.distance(*(np.zeros(1), np.eye(1)) * 2, form="sqrtm"), "known: factors, roots"),
+        (lambda: frechet.of_features(np.zeros((1, 2)), np.zeros((5, 2))), "two features or more"),
     ],
 )
 def test_fd_refuses(call, message):
@@ -208,6 +244,136 @@ def test_manifold_of_the_digits_is_quick():
     )
     assert found["precision"] == found["recall"] == 1.0
     assert time.perf_counter() - begun < 3  # a quarter of a second on two quiet cores
+
+
+def streamed(metric, batches):
+    total = metric.init()
+    for batch in batches:
+        total = metric.update(total, {}, batch)
+    return metric.compute(total)
+
+
+def test_metrics_that_stream_are_those_of_the_whole():
+    real, fake, logits = normal(0, 60, 4), normal(1, 50, 4), 3 * normal(2, 50, 6)
+    parts = [{"features": fake[i : i + 16], "logits": logits[i : i + 16]} for i in range(0, 50, 16)]
+    padded = {key: np.concatenate([part, np.full_like(part, np.nan)]) for key, part in parts[-1].items()}
+    parts[-1] = padded | {"mask": np.arange(4) < 2}
+    settings = kid.Settings(subsets=5, size=20)
+    found = streamed(kid.metric(real, settings), parts)
+    whole = kid.by_subset(*(x.astype(np.float32) for x in (fake, real)), settings)
+    assert found == {"kid": whole.mean(), "kid_std": whole.std()}
+    scores = inception_score.by_split(logits, 7)
+    found = streamed(inception_score.metric(50, 7), parts)
+    np.testing.assert_allclose([found["is"], found["is_std"]], [scores.mean(), scores.std()], rtol=1e-12)
+    settings = precision_recall.Settings(k=5, strict=True)
+    whole = precision_recall.precision_recall(real, fake, k=5, strict=True)
+    assert streamed(precision_recall.metric(real, settings), parts) == whole
+    with pytest.raises(ValueError, match="of 51 images was given 50"):
+        streamed(inception_score.metric(51, 7), parts)
+
+
+# Kernel distance, scores, quantisers.
+
+
+def test_kid_known_answers():
+    """Of a set with itself (2/m) (off-diagonal mean - diagonal mean), negative; blind to order."""
+    x, y = normal(0, 40, 6), normal(1, 30, 6) + 0.5
+    gram = kid.kernel(x, x)
+    off = (gram.sum() - np.trace(gram)) / (40 * 39)
+    np.testing.assert_allclose(kid.mmd2(x, x), 2 / 40 * (off - np.diag(gram).mean()), atol=1e-12)
+    assert kid.mmd2(x, x) < 0 < kid.mmd2(x, y)
+    np.testing.assert_allclose(kid.mmd2(x, y), kid.mmd2(y[::-1], x), rtol=1e-12)
+    np.testing.assert_allclose(kid.mmd2(np.zeros((2, 3)), np.ones((2, 3)), unbiased=False), 1 + 8 - 2)
+
+
+def test_kid_is_unbiased():
+    values = [kid.mmd2(normal(2 * i, 20, 3), normal(2 * i + 1, 30, 3)) for i in range(400)]
+    assert abs(np.mean(values)) < 4 * np.std(values) / 20 and min(values) < 0
+
+
+def test_inception_score_known_answers():
+    equal = np.tile(normal(0, 1, 7), (30, 1))
+    np.testing.assert_allclose(inception_score.by_split(equal, 10), 1)
+    sure = np.where(np.eye(5), 0.0, -1e4)[np.arange(40) % 5]  # one-hot: 0 ln 0 = 0
+    np.testing.assert_allclose(inception_score.by_split(sure, 4), 5)
+    sizes = np.diff(inception_score.bounds(203, 10))
+    np.testing.assert_array_equal(sizes, [20, 20, 20, 21, 20, 20, 21, 20, 20, 21])
+    logits = normal(3, 200, 9)
+    np.testing.assert_allclose(inception_score.by_split(logits + 50), inception_score.by_split(logits))
+    assert inception_score.by_split(logits, 1)[0] > inception_score.by_split(logits, 20).mean() - 0.2
+
+
+def test_clip_score_known_answers():
+    x = normal(0, 5, 8)
+    np.testing.assert_allclose(clip_score.by_pair(x, 3 * x), 100)
+    np.testing.assert_allclose(clip_score.by_pair(x, -x), 0, atol=1e-12)
+    np.testing.assert_allclose(clip_score.by_pair(x, -x, scale=2.5, clamp=False), -2.5)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: kid.by_subset(np.zeros((30, 2)), np.zeros((30, 2))), "subsets of 1000 from sets of 30 and 30"),
+        (lambda: kid.mmd2(np.zeros((3, 2)), np.zeros((3, 4))), "of one dimension"),
+        (lambda: kid.mmd2(np.array([[np.nan], [0]]), np.zeros((2, 1))), "row 0 is not"),
+        (lambda: inception_score.by_split(np.zeros((9, 3))), "10 splits needs as many images or more; got 9"),
+        (lambda: clip_score.by_pair(np.ones((2, 3)), np.ones((3, 3))), "pair images with texts"),
+        (lambda: clip_score.by_pair(np.ones((2, 3)), np.eye(3)[:2] * [[1], [0]]), "pair 1 has .*norm zero"),
+        (lambda: stored.rounded(np.array([[0.0], [np.nan]])), "image 1 has NaN"),
+    ],
+)
+def test_scores_refuse(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_quantisers_agree_but_at_ties():
+    values = np.linspace(-1.2, 1.2, 5001, dtype=np.float32)
+    np.testing.assert_array_equal(stored.rounded([-1, 0, 1]), [0, 128, 255])
+    levels = np.arange(256, dtype=np.uint8)
+    for encode in stored.QUANTISERS.values():
+        np.testing.assert_array_equal(encode(stored.decode(levels)), levels)
+    away = np.abs((values.astype(np.float64) + 1) * 127.5 % 1 - 0.5) > 1e-4
+    np.testing.assert_array_equal(stored.rounded(values)[away], stored.encode(values)[away])
+
+
+# The panel's further measures.
+
+MEASURES = {
+    "kid": dict(name="kid", features="ft", subsets=4, size=100),
+    "is": dict(name="inception_score", features="ft", splits=5),
+    "dc": dict(name="precision_recall", features="ft", k=5, strict=True),
+}
+FT = experiment.load("edm_digits").evaluation.panel.features.ft.to_dict()
+
+
+def test_a_panel_has_a_column_for_every_measure():
+    config = dict(name="images", features=dict(ft=FT), nearest=False, measures=MEASURES)
+    panel = panels.build(config, DIGITS)
+    stored, labels = (DIGITS.reference[key][:300] for key in ("image", "label"))
+    found, logits = features.extractor(features.build(FT, DIGITS.shape), DIGITS.decode)(stored)
+    real, _ = features.extractor(features.build(FT, DIGITS.shape), DIGITS.decode)(DIGITS.reference["image"])
+    row = panel.measure(stored, labels)
+    expected = kid.by_subset(found, real, kid.Settings(4, 100)).mean()
+    np.testing.assert_allclose(row["kid"], expected, rtol=1e-6)
+    np.testing.assert_allclose(row["is"], inception_score.by_split(logits, 5).mean(), rtol=1e-6)
+    assert row["dc_precision"] == 1.0 and {"kid_std", "is_std", "dc_density", "dc_coverage"} < set(row)
+    assert row["agreement"] > 0.98 and panel.headline == ("ft",)
+
+
+@pytest.mark.parametrize(
+    "measure, words",
+    [
+        (dict(name="fid", features="px"), "no measure 'fid' for m; known: kid, precision_recall"),
+        (dict(name="kid", features="no"), "of the features 'no'; known feature columns.*: px"),
+        (dict(name="kid", features="px", size=10, sets=3), "measure m has no setting sets; known: subsets"),
+        (dict(name="inception_score", features="px"), "needs a classifier's logits"),
+    ],
+)
+def test_a_measure_that_is_none_is_refused(measure, words):
+    config = dict(name="images", features=dict(px=dict(name="pixels")), measures=dict(m=measure))
+    with pytest.raises(ValueError, match=words):
+        panels.check(config, DIGITS)
 
 
 # Samples beside data.
@@ -353,7 +519,7 @@ def test_wrong_weight_files_are_refused(params, tmp_path):
         (tmp_path / "foreign.safetensors").write_bytes(content)
         with pytest.raises(ValueError, match="no feature net of this package"):
             features.load("foreign", hashlib.sha256(content).hexdigest(), tmp_path)
-    with pytest.raises(ValueError, match="known: pixels, classifier"):
+    with pytest.raises(ValueError, match="known: pixels, classifier, inception"):
         features.build({"name": "vgg"}, DIGITS.shape)
 
 

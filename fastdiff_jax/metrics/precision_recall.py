@@ -1,12 +1,14 @@
 """Precision, recall, density and coverage from nearest-neighbour balls, in host float64."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
-from fastdiff_jax.metrics.frechet import checked
+from fastdiff_jax.metrics.frechet import checked, masked
+from fastdiff_jax.types import Metric
 
-TILE = 2048  # rows of the distance matrix at a time
+TILE = 2**23  # entries of the distance matrix at a time: 64 MB, whatever the sets' sizes
 NEAR = 1e-9  # relative gap under which a product-form distance does not decide a comparison
 
 
@@ -56,6 +58,33 @@ def precision_recall(
     }
 
 
+class Settings(NamedTuple):
+    """Whose rule: precision and recall are published at k = 3, not strict, the others at 5, strict."""
+
+    k: int = 3
+    strict: bool = False
+
+
+USUAL = Settings()
+
+
+def metric(real: np.ndarray, settings: Settings = USUAL) -> Metric:
+    """All four against real features (N,D) as a metric of feature batches, see `frechet.metric`.
+
+    A ball of the fake set depends on all of it, so the features are kept, as float32.
+    """
+    real = np.asarray(real, np.float32)
+
+    def update(kept, frozen, batch):
+        del frozen
+        return [*kept, np.asarray(masked(batch), np.float32)]
+
+    def compute(kept):
+        return precision_recall(real, np.concatenate(kept or [real[:0]]), k=settings.k, strict=settings.strict)
+
+    return Metric(list, update, compute)
+
+
 def squared_radii(features: np.ndarray, k: int) -> np.ndarray:
     """(N,) squared distance of every row (N,D) to its k-th nearest other row.
 
@@ -80,7 +109,8 @@ def _tiles(left: np.ndarray, right: np.ndarray) -> Iterator[tuple[slice, np.ndar
     to its copy: what it does not decide, callers decide by plain differences.
     """
     own, others = np.sum(left**2, 1), np.sum(right**2, 1)
-    for start in range(0, len(left), TILE):
-        rows = slice(start, start + TILE)
+    height = max(1, TILE // len(right))
+    for start in range(0, len(left), height):
+        rows = slice(start, start + height)
         scale = own[rows, None] + others
         yield rows, scale - 2 * (left[rows] @ right.T), scale

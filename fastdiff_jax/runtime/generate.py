@@ -91,8 +91,9 @@ def images(
     labels: np.ndarray,
     encode: Callable,
     tick: Callable = lambda: None,
+    first: int = 0,
 ):
-    """Encoded images number 0..num-1 of a seed, and the seconds that they took.
+    """Encoded images number first..first+num-1 of a seed, and the seconds that they took.
 
     Args:
       labels: (num,) one label an image; ignored by unconditional samplers.
@@ -101,7 +102,7 @@ def images(
     """
     num, size, made, seconds = len(labels), generator.batch_size, [], 0.0
     for start in range(0, num, size):
-        indices = np.arange(start, start + size)
+        indices = np.arange(first + start, first + start + size)
         wanted = np.resize(labels[start : start + size], size)
         begun = time.perf_counter()
         values = generator.batch(seed, indices, wanted)

@@ -28,6 +28,7 @@ class Row(NamedTuple):
     ms_per_image: float | None = None
     samples: np.ndarray | None = None  # stored values: uint8 (N,H,W,C), or points (N,d)
     labels: np.ndarray | None = None  # (N,); None when unconditional
+    least: Mapping[str, float] = {}  # column -> minimum over the repeats, where that is the result
 
     @property
     def family(self) -> str:

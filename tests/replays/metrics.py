@@ -1,8 +1,8 @@
 """The metrics' recorded values, metric by metric."""
 
-from replays import metrics_lpips
+from replays import metrics_ema, metrics_inception, metrics_lpips, metrics_statistics
 
-PARTS = (metrics_lpips,)
+PARTS = (metrics_statistics, metrics_ema, metrics_lpips, metrics_inception)
 
 
 def replay(golden):

@@ -1,7 +1,6 @@
 """LPIPS in every variant, with the networks' weights by a rule that follows from their names."""
 
 from functools import partial
-from zlib import crc32
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import numpy as np
 from fastdiff_jax import registry
 from fastdiff_jax.interop import lpips
 from fastdiff_jax.losses import perceptual
+from weight_rule import drawn
 
 KINDS = {
     "vgg": ("vgg", "standard"),
@@ -17,19 +17,6 @@ KINDS = {
     "cm": ("vgg", "cm"),
     "alex": ("alexnet", "standard"),
 }
-
-
-def drawn(name, shape, seed):
-    """One weight in torch's layout."""
-    random = np.random.RandomState((crc32(name.encode()) ^ seed) & 0xFFFFFFFF)
-    z = random.standard_normal(int(np.prod(shape))).reshape(shape)
-    if name.startswith("lin"):
-        z = 0.1 * np.abs(z)
-    elif len(shape) == 4:
-        z = z * np.sqrt(2 / np.prod(shape[1:]))
-    else:
-        z = 0.1 * z  # biases
-    return z.astype(np.float32)
 
 
 def weights(network, shapes, seed):

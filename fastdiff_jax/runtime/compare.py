@@ -1,0 +1,170 @@
+"""The command line of launch/compare.py: results of several cards beside each other, if they compare at all."""
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from fastdiff_jax.data import stored
+from fastdiff_jax.metrics.features import INCEPTION
+from fastdiff_jax.runtime import command_line, files, progress, protocols, results
+
+USAGE = "python launch/compare.py --cards CARD,CARD[,...]; a card is a card.json, a workdir, or published:NAME"
+PREFIX = "published:"
+UNKNOWN = (None, "")  # what others do not say of their numbers
+SIZE = re.compile(r"-\d+x\d+$")  # of the names of EDM's data sets: cifar10-32x32
+
+
+def published(name: str, data: str, side: int, nfe: int, fid: float) -> dict[str, Any]:
+    """A card of a published FID under EDM's protocol: 50,000 images three times, the minimum."""
+    origin = {"name": data, "fingerprint": "", "note": "", "shape": [side, side, 3]}
+    protocol = {
+        "sampling": protocols.EDM,
+        "samples": 50000,
+        "seeds": ["0-49999", "50000-99999", "100000-149999"],
+        "quantiser": stored.encode.__doc__.splitlines()[0],
+        "data": origin,
+        "features": {"fid": {"weights": INCEPTION, "resize": "tf1", "sha256": ""}},
+        "reference": {"fid": {"data": origin}},
+    }
+    row = {"name": f"{name} {nfe}", "nfe": nfe, "values": {"fid": {"mean": None, "std": None, "min": fid}}}
+    return {"title": f"{PREFIX}{name}", "protocol": protocol, "results": [row]}
+
+
+# Karras et al. 2022 (arXiv:2206.00364): its repository's table for the released networks.
+PUBLISHED = {
+    name: published(name, *about)
+    for name, *about in (
+        ("edm-cifar10-cond", "cifar10", 32, 35, 1.79),
+        ("edm-cifar10-uncond", "cifar10", 32, 35, 1.97),
+        ("edm-ffhq64", "ffhq", 64, 79, 2.39),
+        ("edm-afhqv2", "afhqv2", 64, 79, 1.96),
+        ("edm-imagenet64", "imagenet", 64, 511, 1.36),
+    )
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command and returns its exit code, see `command_line`."""
+
+    def command():
+        cards = [read(name) for name in parse(arguments)]
+        progress.say("\n".join(table(cards)))
+        return 0
+
+    return command_line.guarded(command)
+
+
+def parse(arguments: list[str]) -> list[str]:
+    """The names of the cards. Raises: ValueError for what is wrong with the flags, Help if it is asked for."""
+    values = flags.FlagValues()
+    flags.DEFINE_list("cards", [], "Cards to compare, two or more.", flag_values=values)
+    if {"--help", "-help", "-h", "--helpfull"} & set(arguments[1:]):
+        known = ", ".join(f"{PREFIX}{name}" for name in PUBLISHED)
+        raise command_line.Help(f"{USAGE}\n  {known}")
+    try:
+        extra = values(arguments)[1:]
+    except flags.Error as error:
+        raise ValueError(str(error)) from None
+    named = [*values.cards, *extra]  # --cards A B reads as well as --cards A,B
+    if len(named) < 2:
+        raise ValueError(f"a comparison is of two cards or more; got {len(named)}; usage: {USAGE}")
+    return named
+
+
+def read(name: str) -> dict[str, Any]:
+    """A card by path, by the workdir that it is in, or published. Raises: ValueError if there is none."""
+    if name.startswith(PREFIX):
+        card = PUBLISHED.get(name.removeprefix(PREFIX))
+        if card is None:
+            raise ValueError(f"nothing is published as {name!r} here; known: {', '.join(PUBLISHED)}.")
+        return card
+    path = Path(name) / "card.json" if Path(name).is_dir() else Path(name)
+    card = files.read_json(path)
+    if not isinstance(card, dict) or "results" not in card:
+        raise ValueError(f"there is no card {str(path)!r}; a finished run's workdir has one, card.json.")
+    if "protocol" not in card:
+        raise ValueError(f"the card {path} records no protocol, so nothing compares; use --mode eval anew.")
+    return card
+
+
+def table(cards: list[Mapping[str, Any]]) -> list[str]:
+    """The lines of a Markdown table of all rows, by the feature columns that the cards share.
+
+    Raises: ValueError if two cards follow different protocols, or share no column.
+    """
+    columns = [card["protocol"]["features"] for card in cards]
+    shared = [column for column in columns[0] if all(column in others for others in columns)]
+    if not shared:
+        raise ValueError(f"{', '.join(card['title'] for card in cards)} share no column that can be compared.")
+    for left, right in itertools.combinations(cards, 2):
+        differing = list(differences(left["protocol"], right["protocol"], shared))
+        if differing:
+            raise ValueError(
+                f"{left['title']} and {right['title']} do not compare, they differ in {'; '.join(differing)}."
+            )
+    heads = ["card", "sampler", "NFE", *map(results.heading, shared)]
+    lines = [heads, ["---"] * 2 + ["---:"] * (1 + len(shared))]
+    for card in cards:
+        for row in card["results"]:
+            cells = [_value(row["values"].get(column)) for column in shared]
+            if any(cells):
+                cost = "" if row["nfe"] is None else str(row["nfe"])
+                lines.append([card["title"], row["name"], cost, *cells])
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def differences(left: Mapping[str, Any], right: Mapping[str, Any], columns: list[str]) -> Iterator[str]:
+    """What differs between two protocols, in words: "samples (50000 against 10000)".
+
+    What one side does not say, as others' files say nothing of their data, is not held against it. Seeds may
+    differ between sets of equal size, not between repeats of which the minimum counts.
+    """
+    for key in ("sampling", "samples", "quantiser"):
+        yield from _difference(key, left[key], right[key])
+    if left["sampling"] == right["sampling"] == protocols.EDM:
+        yield from _difference("seeds", *(", ".join(side["seeds"]) for side in (left, right)))
+    yield from _data("data", left["data"], right["data"])
+    for column in columns:
+        mine, theirs = (side["features"][column] for side in (left, right))
+        yield from _difference(f"{column}: resize", mine.get("resize"), theirs.get("resize"))
+        known = [side.get("weights") or side.get("net") for side in (mine, theirs)]
+        if known[0] != known[1]:
+            yield f"{column}: weights ({known[0]} against {known[1]})"
+        elif known[0] != INCEPTION:  # whose published files are several, of the same numbers
+            yield from _difference(f"{column}: weights", mine.get("sha256"), theirs.get("sha256"))
+        mine, theirs = (side["reference"][column] for side in (left, right))
+        yield from _data(f"{column}: reference", mine.get("data", {}), theirs.get("data", {}))
+        yield from _difference(f"{column}: reference count", mine.get("count"), theirs.get("count"))
+
+
+def _data(what, left, right):
+    """The first difference of two data sets; a note is always one."""
+    notes = [side.get("note", "") for side in (left, right)]
+    names = [f"{side.get('name', 'unknown data')}{f' ({note})' if note else ''}"
+             for side, note in zip((left, right), notes, strict=True)]  # fmt: skip
+    bare = [SIZE.sub("", side.get("name", "")) for side in (left, right)]
+    if (all(bare) and bare[0] != bare[1]) or notes[0] != notes[1]:
+        yield f"{what} ({names[0]} against {names[1]})"
+    else:
+        yield from _difference(f"{what} shape", left.get("shape"), right.get("shape"))
+        yield from _difference(f"{what} fingerprint", left.get("fingerprint"), right.get("fingerprint"))
+
+
+def _difference(what, left, right):
+    if left != right and left not in UNKNOWN and right not in UNKNOWN:
+        shown = [text if len(text) <= 60 else f"{text[:60]}..." for text in map(str, (left, right))]
+        yield f"{what} ({shown[0]} against {shown[1]})"
+
+
+def _value(found):
+    if found is None:
+        return ""
+    value = found.get("min", found["mean"])
+    if value is None:
+        return "not finite"
+    several = found["std"] and "min" not in found
+    return results.number(value) + (f" ± {results.number(found['std'])}" if several else "")

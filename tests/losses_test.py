@@ -27,7 +27,7 @@ def test_generator_levels_follow_the_published_curve(tau):
 
 
 RANGES = {"karras": (0.002, 24.4084), "vp_time": (1.0005e-3, 152.168), "log_uniform": (0.02, 100.0),
-          "lognormal": (0.0, np.inf)}  # fmt: skip
+          "lognormal": (0.0, np.inf), "karras_grid": (0.002, 80.0)}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", levels.LEVELS)
@@ -41,9 +41,10 @@ def test_levels_stay_in_range_and_fill_it(name):
         np.testing.assert_allclose(np.log(sigma).mean(), -1.2, atol=0.04)
         np.testing.assert_allclose(np.log(sigma).std(), 1.2, atol=0.03)
     else:
-        ends = law.sigma(jnp.array([0.0, 1.0]))
+        last = 999 if name == "karras_grid" else 1.0  # an index, or a time
+        ends = law.sigma(jnp.array([0, last]))
         np.testing.assert_allclose(sorted(ends), [low, high], rtol=1e-2)
-        np.testing.assert_allclose(draws.mean(), 0.5, atol=0.02)
+        np.testing.assert_allclose(draws.mean(), last / 2, atol=0.02 * last)
 
 
 @pytest.mark.parametrize("t_max", [1200.0, 0.0, -5.0])
@@ -106,7 +107,7 @@ def test_guarded_losses_drop_nan_samples_from_value_and_gradient():
 
 
 def test_unknown_objectives_are_refused():
-    with pytest.raises(ValueError, match="no objective 'edn'; known: edm, vp, ve"):
+    with pytest.raises(ValueError, match="no objective 'edn'; known: edm, edm_grid, vp, ve, cld"):
         matching.build(dict(name="edn"))
     with pytest.raises(ValueError, match="no option 'pmean'; known: p_mean"):
         matching.build(dict(name="edm", pmean=0.0))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fastdiff_jax import precond, rng
-from fastdiff_jax.losses import identity, matching
+from fastdiff_jax.losses import generation, identity, matching
 from fastdiff_jax.methods import sid
 from fastdiff_jax.runtime import optimizers
 from fastdiff_jax.types import Model, Network, Parts, expand
@@ -102,7 +102,7 @@ def test_fake_losses_leave_the_generated_images_fixed():
     x = jax.random.normal(jax.random.key(0), (4, 2))
     draws = matching.edm().draw(jax.random.key(1), x.shape)
     denoise = precond.denoiser(gaussian_denoiser(), TRUTH)
-    assert not np.any(jax.grad(lambda x: sid.fake_loss(denoise, x, draws, matching.edm()).sum())(x))
+    assert not np.any(jax.grad(lambda x: generation.fake_loss(denoise, x, draws, matching.edm()).sum())(x))
 
 
 def test_draws_are_fresh_for_each_network_and_labels_follow_the_shares():

@@ -1,6 +1,7 @@
-"""Score identity losses: a generator's distance to a teacher through a teacher and a fake denoiser.
+"""A generator's distance to a teacher through a fake denoiser: score identity and distribution matching.
 
-Source: Zhou et al. 2024 (arXiv:2404.04057), its identities 1 to 3 and final loss.
+Sources: Zhou et al. 2024 (arXiv:2404.04057), its identities 1 to 3 and final loss; Luo et al. 2023
+(arXiv:2305.18455); Yin et al. 2024 (arXiv:2311.18828, arXiv:2405.14867).
 """
 
 import jax
@@ -31,3 +32,36 @@ def elements(x: Array, real: Array, fake: Array, alpha: float, floor: float = 1e
     x, real, fake = without_nan(x, real, fake)
     gap = real - fake
     return gap * ((real - x) - alpha * gap) / expand(inverse_weight(x, real, floor), x)
+
+
+def direction(x: Array, real: Array, fake: Array, floor: float | None = 0.0) -> Array:
+    """Distribution matching's gradient in x before reduction, (B,...), itself without gradient.
+
+        omega (fake - real),    omega = 1 / inverse_weight, per sample
+
+    Args:
+      floor: of omega's denominator; DMD2 has none. None: omega = 1, Diff-Instruct.
+    What is not finite becomes finite, as x = real with no floor: NaN zero, infinity the largest number.
+    Source: arXiv:2311.18828, eq. 7 and 8; the weight as in DMD2's code.
+    """
+    gap = fake - real
+    if floor is not None:
+        gap = gap / expand(inverse_weight(x, real, floor), x)
+    return jax.lax.stop_gradient(jnp.nan_to_num(gap))
+
+
+def squared(x: Array, gradient: Array) -> Array:
+    """A loss (B,...) with a given gradient in x: (x - sg(x - gradient))^2 / 2, DMD's form.
+
+    Written without that difference, in which a small gradient would lose its digits.
+    """
+    gradient = jax.lax.stop_gradient(gradient)
+    return gradient**2 / 2 + gradient * (x - jax.lax.stop_gradient(x))
+
+
+def product(x: Array, gradient: Array) -> Array:
+    """A loss (B,...) with a given gradient in x: sg(gradient) x, Diff-Instruct's form."""
+    return jax.lax.stop_gradient(gradient) * x
+
+
+FORMS = {"squared": squared, "product": product}

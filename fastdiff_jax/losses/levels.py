@@ -1,7 +1,7 @@
 """Noise-level laws: a standard draw per sample in, sigma (B,) out.
 
 The draw and the law are apart so that recorded draws replay: `normal` laws read N(0, 1), the others
-U[0, 1).
+U[0, 1), or an index.
 """
 
 import math
@@ -57,6 +57,38 @@ def karras(
     )
 
 
+def karras_grid(
+    first: int = 0, last: int = 999, steps: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0,
+    rho: float = 7.0,
+) -> Levels:  # fmt: skip
+    """EDM's sampling curve on a grid of `steps` levels, entry 0 the smallest, at a uniform index first..last.
+
+    DMD2's laws (arXiv:2405.14867): 20..980 for the generator, all for fake score and discriminator. The
+    standard draws are integer indices.
+    Raises: ValueError for an empty or impossible range.
+    """
+    if not 0 <= first <= last < steps or steps < 2:
+        raise ValueError(
+            f"levels {first} to {last} of a grid of {steps}: they lie between 0 and {steps - 1}, the first not "
+            "above the last."
+        )
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+
+    def sigma(index):
+        share = jnp.asarray(index, jnp.result_type(float)) / (steps - 1)
+        return (high + (1 - share) * (low - high)) ** rho
+
+    def draw(key, shape):
+        return jax.random.randint(key, shape, first, last + 1)
+
+    exact = {0: sigma_min, steps - 1: sigma_max}  # which rounding would miss
+    ends = [
+        exact.get(index, (high + (1 - index / (steps - 1)) * (low - high)) ** rho)
+        for index in (first, last)
+    ]
+    return Levels(draw, sigma, tuple(ends))
+
+
 def vp_time(beta_d: float = 19.9, beta_min: float = 0.1, eps: float = 1e-5) -> Levels:
     """sigma(t) of the VP process at t = 1 + u (eps - 1), uniform over (eps, 1]."""
     process = standard.vp(beta_d, beta_min, eps)
@@ -71,4 +103,5 @@ def log_uniform(sigma_min: float = 0.02, sigma_max: float = 100.0) -> Levels:
     )
 
 
-LEVELS = {"lognormal": lognormal, "karras": karras, "vp_time": vp_time, "log_uniform": log_uniform}
+LEVELS = {"lognormal": lognormal, "karras": karras, "karras_grid": karras_grid, "vp_time": vp_time,
+          "log_uniform": log_uniform}  # fmt: skip

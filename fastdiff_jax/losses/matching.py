@@ -23,6 +23,7 @@ class Objective(NamedTuple):
     loss: Callable[..., Array]  # (bound, x0 (B,...), draws, *, step=None) -> unreduced (B,...)
     bind: Callable[..., Any] = denoiser  # (model, params, cond, dropout) -> what `loss` is given
     ends: tuple[float, float] = (0.0, float("inf"))  # the noise levels that training meets
+    weight: Callable[[Array], Array] | None = None  # sigma (B,) -> (B,), where the loss has such a factor
 
 
 CAP, GROWTH = 5.0, 100.0  # of the weights: where it starts, and its growth until it is lifted
@@ -66,7 +67,7 @@ def denoising(levels: Levels, weight: Callable[[Array], Array], warmup: int = 0)
             weights = jnp.minimum(weights, weight_cap(step, warmup))
         return expand(weights, x0) * (predicted - x0) ** 2
 
-    return Objective(draw, loss, ends=levels.ends)
+    return Objective(draw, loss, ends=levels.ends, weight=weight)
 
 
 def without_nan(*arrays: Array) -> tuple[Array, ...]:
@@ -78,11 +79,19 @@ def without_nan(*arrays: Array) -> tuple[Array, ...]:
     return tuple(jnp.where(expand(bad, a), 0, a) for a in arrays)
 
 
+def edm_weight(sigma_data: float) -> Callable[[Array], Array]:
+    """(sigma^2 + sd^2) / (sigma sd)^2: unit weight for a network with EDM's preconditioning."""
+    return lambda sigma: (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+
+
 def edm(p_mean: float = -1.2, p_std: float = 1.2, sigma_data: float = 0.5, warmup: int = 0) -> Objective:
     """Log-normal levels, weight (sigma^2 + sd^2) / (sigma sd)^2 (arXiv:2206.00364, Table 1)."""
-    return denoising(
-        laws.lognormal(p_mean, p_std), lambda s: (s**2 + sigma_data**2) / (s * sigma_data) ** 2, warmup
-    )
+    return denoising(laws.lognormal(p_mean, p_std), edm_weight(sigma_data), warmup)
+
+
+def edm_grid(sigma_data: float = 0.5, first: int = 0, last: int = 999, steps: int = 1000) -> Objective:
+    """EDM's weight on the levels of `levels.karras_grid`: DMD2's fake score (arXiv:2405.14867)."""
+    return denoising(laws.karras_grid(first, last, steps), edm_weight(sigma_data))
 
 
 def vp(beta_d: float = 19.9, beta_min: float = 0.1, eps: float = 1e-5, warmup: int = 0) -> Objective:
@@ -95,7 +104,7 @@ def ve(sigma_min: float = 0.02, sigma_max: float = 100.0, warmup: int = 0) -> Ob
     return denoising(laws.log_uniform(sigma_min, sigma_max), lambda s: 1 / s**2, warmup)
 
 
-OBJECTIVES = {"edm": edm, "vp": vp, "ve": ve}
+OBJECTIVES = {"edm": edm, "edm_grid": edm_grid, "vp": vp, "ve": ve}
 
 
 def build(config) -> Objective:

@@ -4,6 +4,7 @@ Source: Zhou et al., Score identity Distillation, ICML 2024 (arXiv:2404.04057).
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from fastdiff_jax import registry, trees
-from fastdiff_jax.losses import accumulation, identity, levels
+from fastdiff_jax.losses import generation, identity, levels
 from fastdiff_jax.precond import denoiser
 from fastdiff_jax.rng import normal_per_image, stream
 from fastdiff_jax.types import Array, Denoiser, Method, Params, Parts, Sampler, expand
@@ -44,23 +45,6 @@ class State(NamedTuple):
     fake_opt: optax.OptState
 
 
-def draws_of(key, shape, noise_draws, labels) -> dict:
-    """Latents, label, dropout key and what `noise_draws(key)` adds, for one update of a batch (B,...)."""
-    draws = {
-        "latents": jax.random.normal(stream(key, "latents"), shape),
-        "dropout": stream(key, "dropout"),
-    }
-    if labels is not None:
-        shares = jnp.log(labels)
-        draws["label"] = jax.random.categorical(stream(key, "label"), shares, shape=shape[:1])
-    return draws | noise_draws(key)
-
-
-def fake_loss(denoise: Denoiser, x: Array, draws, objective) -> Array:
-    """(B,...) denoising loss on generated images x, which stay fixed; NaN samples count zero."""
-    return objective.loss(denoise, jax.lax.stop_gradient(x), draws, guard=True)
-
-
 def generator_loss(x, noise, sigma, teacher: Denoiser, fake: Denoiser, alpha, floor) -> tuple[Array, Array]:
     """SiD's loss (B,...) of generated images x at x_t = x + sigma noise, and the squared gap (B,...) there."""
     x_t = x + expand(sigma, x) * noise
@@ -87,25 +71,21 @@ def build(config, parts: Parts) -> Method:
     config = registry.options(Options, config, "method sid")
     if config.fake_steps < 1:
         raise ValueError(f"method sid: fake_steps is 1 or more; got {config.fake_steps}.")
-    models, tx = parts.models, parts.optimizers
+    models = parts.models
+    tx = {role: optax.with_extra_args_support(one) for role, one in parts.optimizers.items()}
     law = registry.choose(levels.LEVELS, config.levels, "noise-level law")
 
     def generate(params, latents, cond, dropout=None):
-        x = config.sigma_init * latents
-        return denoiser(models["generator"], params, cond, dropout)(x, config.sigma_init)
+        return generation.generated(models["generator"], params, latents, config.sigma_init, cond, dropout)
 
-    def condition(part):
-        labels = parts.labels
-        return {} if labels is None else {"label": jax.nn.one_hot(part["label"], len(labels))}
+    condition = partial(generation.condition, parts.labels)
 
     def init(key, frozen):
-        start = frozen.get("initial", frozen["teacher"])  # what generator and fake score start as
-        for role in ("generator", "fake"):
-            inputs = jnp.zeros((1, *parts.shape)), condition({"label": jnp.zeros(1, jnp.int32)})
-            trees.check_fits(start, jax.eval_shape(models[role].network.init, key, *inputs), role)
-        params, ema, psi = trees.copy(start), trees.copy(start), trees.copy(start)
+        roles = dict.fromkeys(("generator", "fake"), "initial")
+        params, psi = generation.start(models, frozen, parts.shape, parts.labels, key, roles).values()
         step = jnp.zeros((), jnp.int32)
-        return State(step, params, ema, tx["generator"].init(params), psi, tx["fake"].init(psi))
+        opt, fake_opt = tx["generator"].init(params), tx["fake"].init(psi)
+        return State(step, params, trees.copy(params), opt, psi, fake_opt)
 
     def draw(key, batch, variant):
         shape = (len(jax.tree.leaves(batch)[0]), *parts.shape)
@@ -117,20 +97,11 @@ def build(config, parts: Parts) -> Method:
             noise = jax.random.normal(stream(key, "noise"), shape)
             return {"level": law.draw(stream(key, "level"), shape[:1]), "noise": noise}
 
-        rounds = range(config.fake_steps)
+        rounds, own = range(config.fake_steps), generation.draws_of
         return {
-            "fake": [draws_of(stream(key, f"fake {i}"), shape, for_fake, parts.labels) for i in rounds],
-            "generator": draws_of(stream(key, "generator"), shape, for_generator, parts.labels),
+            "fake": [own(stream(key, f"fake {i}"), shape, for_fake, parts.labels) for i in rounds],
+            "generator": own(stream(key, "generator"), shape, for_generator, parts.labels),
         }
-
-    def descend(role, loss, params, opt, draws):
-        # The dropout key has no batch axis to slice.
-        samples = {name: value for name, value in draws.items() if name != "dropout"}
-        metrics, grads = accumulation.value_and_grad(
-            loss, params, samples, draws["dropout"], config.accumulation
-        )
-        updates, opt = tx[role].update(grads, opt, params)
-        return optax.apply_updates(params, updates), opt, metrics
 
     def update(state, frozen, batch, draws, variant):
         size = len(draws["generator"]["latents"])
@@ -138,13 +109,18 @@ def build(config, parts: Parts) -> Method:
         def on_fake(psi, part, dropout):
             cond = condition(part)
             x = generate(state.generator, part["latents"], cond)
-            elements = fake_loss(denoiser(models["fake"], psi, cond, dropout), x, part, parts.objective)
+            elements = generation.fake_loss(
+                denoiser(models["fake"], psi, cond, dropout), x, part, parts.objective
+            )
             total = config.fake_scale * elements.sum() / size
             return total, {"loss_fake": total}
 
+        images = trees.images_seen(state.step, size, config.start_images)
         psi, fake_opt = state.fake, state.fake_opt
         for part in draws["fake"]:
-            psi, fake_opt, fake_metrics = descend("fake", on_fake, psi, fake_opt, part)
+            psi, fake_opt, fake_metrics = generation.descend(
+                tx["fake"], on_fake, psi, fake_opt, part, config.accumulation, images
+            )
 
         def on_generator(params, part, dropout):
             cond = condition(part)
@@ -157,10 +133,10 @@ def build(config, parts: Parts) -> Method:
             total = config.generator_scale * elements.sum() / size
             return total, {"loss_generator": total, "gap": gap.mean() * len(x) / size}
 
-        params, opt, metrics = descend(
-            "generator", on_generator, state.generator, state.generator_opt, draws["generator"]
-        )
-        images = trees.images_seen(state.step, size, config.start_images)
+        params, opt, metrics = generation.descend(
+            tx["generator"], on_generator, state.generator, state.generator_opt, draws["generator"],
+            config.accumulation, images,
+        )  # fmt: skip
         beta = trees.half_life_beta(images, size, config.ema_half_life, config.ema_ramp)
         state = State(
             state.step + 1, params, trees.ema(state.ema, params, beta), opt, psi, fake_opt
@@ -170,4 +146,11 @@ def build(config, parts: Parts) -> Method:
     def sample(params, frozen, keys, cond):
         return generate(params, normal_per_image(keys, parts.shape), cond)
 
-    return Method(init, draw, update, lambda state: state.ema, {"student": Sampler(1, sample)})
+    def cost(variant, recorded):
+        # Fake score: a pass of G, a gradient. Generator: a gradient, and those of two inputs, which are 2 each.
+        return 4 * config.fake_steps + 7
+
+    few = {"student": Sampler(1, sample)}
+    return Method(
+        init, draw, update, lambda state: state.ema, few, cost=cost, raw=lambda state: state.generator
+    )

@@ -16,6 +16,8 @@ from fastdiff_jax.rng import stream
 from fastdiff_jax.solvers import sampling
 from fastdiff_jax.types import Array, Method, Params, Parts
 
+OTHERS = ("dropout", "label_kept", "augment")  # draws that are not the objective's
+
 
 class Options(NamedTuple):
     """Settings of a teacher's training; defaults are EDM's for CIFAR-10."""
@@ -43,7 +45,8 @@ def build(config, parts: Parts) -> Method:
 
     Args:
       config: see `Options`.
-      parts: models["student"], optimizers["student"], objective, schedule, shape, labels.
+      parts: models["student"], optimizers["student"], objective, schedule, shape, labels, augment. The
+        augmented image is what is denoised; samplers give no augmentation labels, which is "not changed".
     Frozen: nothing; at `init` optionally "initial", weights to start from.
     Metrics: loss, the sum over pixels and mean over samples; ema_beta.
     Raises: ValueError for unknown settings, an objective of another kind of model, and in `init` for weights
@@ -63,6 +66,8 @@ def build(config, parts: Parts) -> Method:
 
     def draw(key, batch, variant):
         draws = dict(objective.draw(key, batch["image"].shape), dropout=stream(key, "dropout"))
+        if parts.augment is not None:
+            draws["augment"] = parts.augment.draw(stream(key, "augment"), len(batch["image"]))
         if parts.labels is not None:
             size = batch["image"].shape[:1]
             draws["label_kept"] = (
@@ -72,14 +77,16 @@ def build(config, parts: Parts) -> Method:
 
     def update(state, frozen, batch, draws, variant):
         size = len(batch["image"])
-        own = {name: values for name, values in draws.items() if name not in ("dropout", "label_kept")}
+        own = {name: values for name, values in draws.items() if name not in OTHERS}
         samples = {"image": batch["image"]} | own  # the objective's draws, one a sample
+        if parts.augment is not None:
+            samples["image"], samples["augment"] = parts.augment.apply(batch["image"], draws["augment"])
         if parts.labels is not None:
             one_hot = jax.nn.one_hot(batch["label"], len(parts.labels))
             samples["label"] = one_hot * draws["label_kept"][:, None]
 
         def loss(params, part, dropout):
-            cond = {k: part[k] for k in part if k == "label"}
+            cond = {k: part[k] for k in part if k in ("label", "augment")}
             bound = objective.bind(model, params, cond, dropout)
             total = objective.loss(bound, part["image"], part, step=state.step).sum() / size
             return config.loss_scale * total, total
@@ -95,4 +102,6 @@ def build(config, parts: Parts) -> Method:
         return State(state.step + 1, params, ema, opt), {"loss": total, "ema_beta": beta}
 
     samplers = sampling.samplers(config.samplers, model, parts.schedule, parts.shape)
-    return Method(init, draw, update, lambda state: state.ema, samplers, cost=lambda *_: 3)
+    return Method(
+        init, draw, update, lambda state: state.ema, samplers, cost=lambda *_: 3, raw=lambda state: state.params
+    )

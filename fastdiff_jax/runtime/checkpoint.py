@@ -12,13 +12,14 @@ metadata, and loads a flipped bit of an array as another number), and a lock.
     workdir/checkpoints/<n>/   state after n steps, config and data-iterator position (custom metadata)
     workdir/checkpoints.json   {n: {file: [bytes, crc32]}}
     workdir/product/           the finished weights, and product.json, written last: who they are
+    workdir/snapshots/<n>/     averages after n steps, see `runtime.posthoc`; their files are in snapshots.json
 """
 
 import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,6 +69,7 @@ class Store:
         self.config = json.loads(json.dumps(config))
         self._root = self.workdir / "checkpoints"
         self._inventories = self.workdir / "checkpoints.json"
+        self._snapshots = self.workdir / "snapshots"
         self._lock = None
         try:
             _on_primary(self._claim)
@@ -104,18 +106,24 @@ class Store:
         # orbax calls post_finalization_callback before the commit, so the inventory has its thread.
         self._saving = self._saver.submit(lambda: (response.result(), self._record(step)))
 
-    def restore(self, template: State) -> tuple[State, Any, int]:
+    def restore(self, template: State, step: int | None = None) -> tuple[State, Any, int]:
         """The newest checkpoint as (state, position of the data iterator, step).
 
         Args:
           template: arrays or ShapeDtypeStructs with shardings; the state arrives in those, whatever
             it was saved on.
+          step: of an older one that stayed, see `milestones`.
         Raises: ValueError if there is none, it is damaged, or its shapes or dtypes are not the
           template's. An older one is never taken instead: what to give up is the user's decision.
         """
-        step = self.latest()
+        asked, step = step, self.latest() if step is None else step
         if step is None:
             raise ValueError(f"{self.workdir} has no checkpoint to restore; train it first.")
+        if asked is not None and asked not in self._steps():
+            raise ValueError(
+                f"{self.workdir} has no checkpoint of step {asked}; train it anew with train.save_every and "
+                "train.milestones that divide this."
+            )
         _on_primary(lambda: self._verify(step))
         folder, template = self._root / str(step), _abstract(template)
         try:
@@ -153,6 +161,22 @@ class Store:
         _on_primary(finish)
         return mark
 
+    def snapshot(self, step: int, averages: Sequence[Params]) -> None:
+        """Keeps averages of weights for good. One of this step that is there is replaced.
+
+        It returns when they are on disk: saved before the checkpoint of the same step, none is ever missing
+        in a run that goes on from there.
+        """
+        self.wait()
+        folder = self._snapshots / str(step)
+        ocp.save(folder, list(averages), overwrite=True)
+
+        def record():
+            path = self.workdir / "snapshots.json"
+            files.write_json(path, (files.read_json(path) or {}) | {str(step): files.inventory(folder)})
+
+        _on_primary(record)
+
     def wait(self) -> None:
         """Returns when everything saved is committed. Raises what a background save has raised."""
         saving, self._saving = self._saving, None
@@ -185,8 +209,9 @@ class Store:
                     f"{self.workdir} holds a run of another config, which differs in {', '.join(keys)}; "
                     "choose another --workdir, or take these values back."
                 )
-            for partial in self._root.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(partial)  # a kill came before the commit
+            for folder in (self._root, self._snapshots):
+                for partial in folder.glob("*.orbax-checkpoint-tmp*"):
+                    shutil.rmtree(partial)  # a kill came before the commit
             files.write_json(self.workdir / "config.json", self.config)
         except OSError as error:
             raise ValueError(
@@ -261,19 +286,22 @@ def load_product(workdir: Path, template: Params,
             "choose another --workdir, or take these values back."
         )
     advice = "delete product.json and run its training again, which saves them from the last checkpoint"
-    if (found := files.damage(folder, marker["files"])) is not None:
-        raise ValueError(f"{folder} is damaged: {found}; {advice}.")
-    template = _abstract(template)
-    try:
-        _check_fits(folder, ocp.metadata(folder).metadata, template)
-        weights = ocp.load(folder, template)
-    except _Misfit:
-        raise
-    except _UNREADABLE as error:
-        raise ValueError(f"{folder} is damaged: {_first_line(error)}; {advice}.") from error
+    weights = _read(folder, marker["files"], template, advice)
     if fingerprint(weights) != marker["fingerprint"]:
         raise ValueError(f"{folder} does not hold the weights that product.json names; {advice}.")
     return weights
+
+
+def snapshots(workdir: Path) -> list[int]:
+    """The steps whose averages a run has kept, in order."""
+    return sorted(map(int, files.read_json(Path(workdir) / "snapshots.json") or {}))
+
+
+def load_snapshot(workdir: Path, step: int, template: Sequence[Params]) -> list[Params]:
+    """Averages that `Store.snapshot` has kept. Raises: ValueError if damaged, or of other shapes or dtypes."""
+    folder = Path(workdir).absolute() / "snapshots" / str(step)
+    inventory = files.read_json(Path(workdir) / "snapshots.json")[str(step)]
+    return _read(folder, inventory, list(template), "restore it from a copy, or train in another --workdir")
 
 
 def fingerprint(tree: PyTree) -> str:
@@ -290,6 +318,20 @@ def fingerprint(tree: PyTree) -> str:
 
 class _Misfit(ValueError):
     pass
+
+
+def _read(folder: Path, inventory: files.Inventory, template: PyTree, advice: str) -> PyTree:
+    """A tree that `ocp.save` has written, verified. Raises: ValueError with `advice` if it is damaged."""
+    if (found := files.damage(folder, inventory)) is not None:
+        raise ValueError(f"{folder} is damaged: {found}; {advice}.")
+    template = _abstract(template)
+    try:
+        _check_fits(folder, ocp.metadata(folder).metadata, template)
+        return ocp.load(folder, template)
+    except _Misfit:
+        raise
+    except _UNREADABLE as error:
+        raise ValueError(f"{folder} is damaged: {_first_line(error)}; {advice}.") from error
 
 
 def _abstract(template: PyTree) -> PyTree:

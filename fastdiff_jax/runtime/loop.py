@@ -3,7 +3,7 @@
 import math
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from fastdiff_jax.runtime.checkpoint import Store
 from fastdiff_jax.runtime.compile import initial_state, settled, train_step, with_layout
 from fastdiff_jax.runtime.mesh import DEFAULT, Rules, check_divides, place, shardings
 from fastdiff_jax.runtime.writer import Writer
-from fastdiff_jax.types import Frozen, Method, State
+from fastdiff_jax.types import Frozen, Method, Params, State
 
 
 class Outcome(NamedTuple):
@@ -31,7 +31,8 @@ class Outcome(NamedTuple):
 
 def train(method: Method, frozen: Frozen, batches: Any, *, seed: int, steps: int, batch_size: int, mesh: Mesh,
           store: Store, writer: Writer, log_every: int, save_every: int, patience: int, progress: bool = True,
-          rules: Rules = DEFAULT, initial: Frozen = {}) -> Outcome:  # fmt: skip
+          rules: Rules = DEFAULT, initial: Frozen = {}, snapshot_every: int = 0,
+          snapshot: Callable[[State], Sequence[Params]] | None = None) -> Outcome:  # fmt: skip
     """Trains to `steps` from where the store stands; the result does not depend on interruptions.
 
     The key of step n is fold_in(root(seed, "train"), n), the data iterator's position is saved with the
@@ -45,6 +46,7 @@ def train(method: Method, frozen: Frozen, batches: Any, *, seed: int, steps: int
       patience: log points in a row with a non-finite metric named loss* after which training stops.
       rules: where weights and frozen trees lie, see `mesh.shardings`.
       initial: trees that only `method.init` reads, as if they were frozen: weights to start from.
+      snapshot: what of the state is kept for good after every `snapshot_every` steps, and after the last.
     Raises: ValueError if the batch does not divide, the store cannot be resumed from, or the loss stays
       non-finite; no state with a non-finite loss or a NaN inside is ever saved, so the last checkpoint
       is a good one.
@@ -78,6 +80,8 @@ def train(method: Method, frozen: Frozen, batches: Any, *, seed: int, steps: int
             bar.update(batch_size)
 
             done, last = number + 1, number + 1 == steps
+            if snapshot is not None and (last or done % snapshot_every == 0):
+                store.snapshot(done, snapshot(state))
             log, stop = last or done % log_every == 0, stopping(done)
             if not (log or stop or done % save_every == 0):
                 continue

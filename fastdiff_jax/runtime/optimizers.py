@@ -96,6 +96,7 @@ COMMON = (
     "ramp_images",
     "decay",
     "final",
+    "clip_value",
     "clip",
 )  # options that every optimizer takes
 
@@ -107,7 +108,7 @@ def build(
 
     Args:
       config: name, learning_rate, and optionally ramp_images, decay, final (see `learning_rate`), clip (global
-        norm) and the optimizer's own arguments.
+        norm), clip_value (of every element) and the optimizer's own arguments.
       batch_size: images a step, which turns the count of updates into images unless the caller gives those,
         see `descent`.
       total_images: that the run will see, which a decay spans.
@@ -126,6 +127,7 @@ def build(
         )
         raise ValueError(f"optimizer {name} {wrong}; known: {', '.join([*COMMON, *own])}.")
     base, clip = options.pop("learning_rate"), options.pop("clip", None)
+    clip_value = options.pop("clip_value", None)
     schedule = {key: options.pop(key) for key in COMMON if key in options}
 
     def rate(images):
@@ -138,6 +140,8 @@ def build(
     jax.eval_shape(rate, jax.ShapeDtypeStruct((), jnp.float32))
     by_count = partial(trees.images_seen, batch=batch_size, start=start_images)
     steps = [finite_gradients(), OPTIMIZERS[name](descent(rate, by_count), **options)]
+    if clip_value is not None:
+        steps.insert(1, optax.clip(clip_value))
     if clip is not None:
         steps.insert(1, optax.clip_by_global_norm(clip))
     return optax.chain(*steps)

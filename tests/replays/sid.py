@@ -11,7 +11,7 @@ from fastdiff_jax.networks import gmm
 from fastdiff_jax.precond import denoiser
 from fastdiff_jax.runtime import optimizers
 from fastdiff_jax.types import Model, Parts, expand
-from replays import toys
+from replays import sid_family, toys
 
 
 def replay(golden):
@@ -32,6 +32,7 @@ def replay(golden):
     for rounds in (1, 2):  # the recorded run took two rounds a batch, which must not matter
         replay_training(golden, cfg, models, objective, fake, generator, teacher, rounds)
     replay_closed_form(golden)
+    sid_family.replay(golden, cfg, models, fake, generator, teacher)
 
 
 def array(golden, key):

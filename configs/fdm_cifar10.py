@@ -1,4 +1,4 @@
-"""FDM teacher of CIFAR-10 (TFDS): the official networks at their official settings, but for augmentation."""
+"""FDM teacher of CIFAR-10 (TFDS): the official networks at their official settings."""
 
 from configs import common
 
@@ -7,8 +7,8 @@ def get_config(arg="full"):
     """Class-conditional, FDM on EDM; `:vp` and `:ve` for other base processes. For accelerators.
 
     `,plain` is without FDM, `,scale` and `,warmup` have one part of it. Published at 200 million images, with
-    augmentation, and without FDM: FID 1.79 and 1.88, `:vp` 2.08 and 2.15, `:ve` 2.85 and 3.09 (README of
-    sail-sg/FDM, the code of arXiv:2306.06991).
+    FDM and without: FID 1.79 and 1.88, `:vp` 2.08 and 2.15, `:ve` 2.85 and 3.09 (README of sail-sg/FDM, the
+    code of arXiv:2306.06991).
     """
     given = common.words(arg, *common.FDM)
     config = common.base()
@@ -26,6 +26,7 @@ def get_config(arg="full"):
         multiplier=dict(edm=2.0, vp=2.0),
         warmup=dict(edm=200, vp=400, ve=400),
     )  # fmt: skip
+    config.augment = dict(name="edm", p=0.12)
     config.method = dict(
         name="teacher", ema_half_life=500e3, ema_ramp=0.05, label_dropout=0.0, accumulation=1
     )

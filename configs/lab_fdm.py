@@ -23,6 +23,6 @@ def get_config(arg="full"):
     config.method.samplers = common.samplers(("heun", 35), ("euler", 1), ("euler", 5))
     adam = dict(name="adam", learning_rate=2e-3, ramp_images=12800.0, decay="cosine", final=0.02)
     config.optimizers = dict(student=adam)
-    config.train.update(batch_size=256, steps=3000, log_every=100, save_every=1000)
+    config.train.update(batch_size=256, steps=3000, log_every=100, save_every=300, milestones=300)
     config.evaluation = common.evaluation(panel=dict(name="mixture"), num=8192, batch_size=8192)
     return common.smoke(config) if "smoke" in given else config

@@ -18,6 +18,7 @@ from fastdiff_jax.methods import teacher
 from fastdiff_jax.networks import mlp
 from fastdiff_jax.processes import cld, fdm, gaussian, oscillator
 from fastdiff_jax.runtime import commands, experiment, optimizers
+from fastdiff_jax.runtime import mesh as meshes
 from fastdiff_jax.runtime.assemble import assemble
 from fastdiff_jax.solvers import driver, named, schedules
 from fastdiff_jax.types import Model, Network, Parts
@@ -368,20 +369,52 @@ def lab_sfd():
     return config
 
 
-@pytest.mark.parametrize(
-    "stem, reference",
-    [("lab_sid", "lab_fdm:smoke"), ("lab_sfd", "lab_fdm:smoke"),
-     pytest.param("sid_digits", "fdm_digits:smoke", marks=pytest.mark.slow)],
-)  # fmt: skip
-def test_an_fdm_teacher_teaches_students(stem, reference):
-    config = lab_sfd() if stem == "lab_sfd" else with_teacher(stem, reference)
-    config.teacher = reference
+@pytest.mark.parametrize("stem", ["lab_sid", "lab_sfd"])
+def test_an_fdm_teacher_teaches_students(stem):
+    config = lab_sfd() if stem == "lab_sfd" else with_teacher(stem, "lab_fdm:smoke")
+    config.teacher = "lab_fdm:smoke"
     job, (state, metrics) = one_step(config)
     chex.assert_tree_all_finite((state, metrics))
     sigma = jnp.array([2.5, 20.0])
     for role, model in job.parts.models.items():  # the students see their input as the teacher does
         scale = model.precond.coefficients(sigma).inp
         np.testing.assert_allclose(scale, response(sigma, "edm", 2.0), rtol=1e-4, err_msg=role)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stem", ["sid_digits", "sfd_digits"])
+def test_digits_students_are_trained_from_it(stem, tmp_path):
+    """By the config alone: the teacher first, then the student, with the teacher's input scale."""
+    config = experiment.load(f"{stem}:smoke")
+    config.teacher = "fdm_digits:smoke"
+    run = experiment.Experiment(stem, config, tmp_path / stem)
+    assert commands.fit(run)
+    above = experiment.prerequisite("fdm_digits:smoke", run.workdir)
+    assert commands.finished(above) and commands.finished(run)
+    job, mesh = assemble(config), meshes.make(config.mesh)
+    weights, (frozen, _) = commands.product(job, run, mesh), commands.starting_weights(job, run, mesh)
+    chex.assert_trees_all_equal(frozen["teacher"], commands.product(assemble(above.config), above, mesh))
+    (sampler, *_), keys = job.method.samplers.values(), rng.image_keys(jax.random.key(0), jnp.arange(4))
+    images = jax.jit(sampler.generate)(weights, frozen, keys, {"label": jnp.eye(10)[:4]})
+    chex.assert_shape(images, (4, 8, 8, 1))
+    chex.assert_tree_all_finite(images)
+    for role, model in job.parts.models.items():
+        scale = model.precond.coefficients(jnp.array([20.0])).inp
+        np.testing.assert_allclose(scale, response(20.0, "edm", 2.0), rtol=1e-4, err_msg=role)
+
+
+def test_a_run_of_another_process_is_refused(tmp_path):
+    """A work directory holds one process: neither training nor sampling goes on with another's weights."""
+    run = experiment.prerequisite("lab_fdm:smoke", tmp_path / "any")
+    assert commands.fit(run)
+    for words, key in (("vp", "models.student.precond.name"), ("plain", "precond.input_scale.multiplier")):
+        other = run._replace(config=experiment.load(f"lab_fdm:{words},smoke"))
+        job = assemble(other.config, outline=True)
+        mesh = meshes.make(other.config.mesh)
+        for refused in (lambda: commands.fit(other), lambda: commands.product(job, other, mesh)):
+            with pytest.raises(ValueError, match=key) as caught:
+                refused()
+            assert "\n" not in str(caught.value)
 
 
 def test_weights_of_another_process_are_refused():

@@ -1,10 +1,12 @@
-"""The pictures of a study: samplers by their cost, and students by their cost in training."""
+"""The pictures of a study: samplers by their cost, students by that of training, teachers at one budget."""
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from fastdiff_jax.runtime import comparison
 from fastdiff_jax.runtime.figures import (
     FLOOR_COLOR,
     REAL_COLOR,
@@ -161,3 +163,70 @@ def _leaders(cells: Sequence, value) -> list[str]:
         for nfe in sorted({cell.nfe for cell in cells})
     ]
     return sorted(dict.fromkeys(best), key=lambda solver: -best.count(solver))
+
+
+LINES = ("-", "--", ":", "-.")  # solvers of a study of teachers
+DOTS = dict(marker="o", ms=4, mec="white", mew=0.6)
+
+
+def teachers(title: str, study: comparison.Study, floors: Mapping[str, float]) -> bytes:
+    """The PNG of a study of teachers: each measure by training images, and at the end by network calls.
+
+    A picture a baseline with the rows that are compared with it; thin lines are training seeds, thick ones and
+    bars their means and standard deviations. Dashed is what real data score.
+    """
+    alone = [row for row, other in study.baselines.items() if not other]
+    groups = [[one, *(row for row, other in study.pairs if other == one)] for one in alone]
+    with rc_context(STYLE):
+        figure = canvas((max(9.0, 5.0 * len(groups)), 0.6 + 6.6 * len(floors)))
+        figure.suptitle(title, x=0.012, ha="left", fontsize=15, fontweight="bold")
+        axes = figure.subplots(2 * len(floors), len(groups), squeeze=False, sharey="row")
+        for pair, (column, floor) in zip(axes.reshape(len(floors), 2, len(groups)), floors.items()):
+            for top, bottom, rows in zip(*pair, groups):
+                _curves(top, study, rows, column)
+                _ends(bottom, study, rows, column)
+                for ax in (top, bottom):
+                    ax.axhline(floor, color=FLOOR_COLOR, lw=1.2, ls=(0, (4, 3)))
+                    ax.set_title(f"{heading(column)}: {rows[0]}")
+                    ax.legend(loc="upper right", fontsize=8)
+        return png(figure)
+
+
+def _row_colors(rows: Sequence[str]) -> dict[str, str]:
+    return dict(zip(rows, (TEACHER_COLORS[0], TRAINED_COLORS[0], *TEACHER_COLORS[1:], *TRAINED_COLORS[1:])))
+
+
+def _curves(ax, study: comparison.Study, rows: Sequence[str], column: str) -> None:
+    """A measure by training images."""
+    for row, color in _row_colors(rows).items():
+        images, values = comparison.curve(study, row, column, comparison.seeds(study, row))
+        for one in values if len(values) > 1 else ():
+            ax.plot(images / 1e3, one, color=color, lw=0.7, alpha=0.45)
+        ax.plot(images / 1e3, values.mean(0), color=color, lw=2, label=row, **DOTS)
+    _measure_axis(ax, study, column)
+    ax.set_xlabel("thousand training images")
+
+
+def _ends(ax, study: comparison.Study, rows: Sequence[str], column: str) -> None:
+    """A measure of the last weights by network calls; a style of line a solver."""
+    calls, named = set(), set()
+    for row, color in _row_colors(rows).items():
+        found = comparison.finals(study, row, column)
+        for style, solver in zip(LINES, dict.fromkeys(name for name, _ in found)):
+            own = {nfe: values for (name, nfe), values in found.items() if name == solver}
+            x, means, deviations = np.array([(nfe, *comparison.spread(own[nfe])) for nfe in sorted(own)]).T
+            calls |= set(x.astype(int).tolist())
+            label = solver if solver not in named else None
+            named.add(solver)
+            ax.plot([], [], color=FLOOR_COLOR, ls=style, label=label)
+            ax.errorbar(x, means, deviations, color=color, ls=style, lw=1.6, capsize=2, **DOTS)
+    _measure_axis(ax, study, column)
+    call_axis(ax, sorted(calls))
+
+
+def _measure_axis(ax, study: comparison.Study, column: str) -> None:
+    """The range of the values; bars may leave it, as a mean less a deviation may be near zero."""
+    values = [point.values[column] for point in study.points]
+    scale(ax, values)
+    if min(values) > 0:
+        ax.set_ylim(0.7 * min(values), 1.4 * max(values))

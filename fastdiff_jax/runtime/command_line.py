@@ -67,6 +67,17 @@ def define(values: flags.FlagValues) -> None:
 def define_benchmark(values: flags.FlagValues) -> None:
     """Defines the flags of launch/benchmark.py."""
     flags.DEFINE_integer("steps", 20, "Training steps to time.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer(
+        "forward",
+        None,
+        "Only time the network's forward pass, --steps times, for so many images.",
+        lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
+        "input", False, "Only time the input pipeline, for --steps batches; the data must be there.",
+        flag_values=values,
+    )  # fmt: skip
 
 
 def define_study(values: flags.FlagValues) -> None:
@@ -109,11 +120,15 @@ def parse(
 def asked(
     arguments: list[str], define: Callable = define, check: Callable = settings.check
 ) -> tuple[flags.FlagValues, Experiment]:
-    """Flags, and the experiment in its work directory: --workdir, or runs/<config name>. Raises: as `parse`."""
+    """Flags, and the experiment in its work directory: --workdir, or runs/<config name>. Raises: as `parse`.
+
+    A folder with finished weights in the place of a config is its own work directory.
+    """
     values, config, reference = parse(arguments, define, check)
     name = experiment.name_of(reference)
     given = values.workdir if "workdir" in values else None
-    return values, Experiment(name, config, Path(given) if given else Path("runs") / name)
+    workdir = Path(given) if given else experiment.workdir_of(reference, Path("runs"))
+    return values, Experiment(name, config, workdir)
 
 
 def usage(name: str, values: flags.FlagValues) -> str:
@@ -137,10 +152,17 @@ def main(arguments: list[str]) -> int:
 def benchmark(arguments: list[str]) -> int:
     """Runs launch/benchmark.py and returns its exit code."""
     from fastdiff_jax.runtime import benchmark as measurement
+    from fastdiff_jax.runtime import feed
+    from fastdiff_jax.runtime.assemble import assemble
 
     def work():
         values, run = asked(arguments, define_benchmark)
-        measurement.run(run, values.steps)
+        if values.input:
+            feed.measure(assemble(run.config), values.steps)
+        elif values.forward:
+            measurement.forward(run, values.forward, values.steps)
+        else:
+            measurement.run(run, values.steps)
         return 0
 
     return guarded(work)
@@ -148,10 +170,12 @@ def benchmark(arguments: list[str]) -> int:
 
 def study(arguments: list[str]) -> int:
     """Runs launch/study.py and returns its exit code."""
-    from fastdiff_jax.runtime import study as measurement
+    from fastdiff_jax.runtime import study as samplers
+    from fastdiff_jax.runtime import teachers
 
     def work():
         _, run = asked(arguments, define_study, settings.check_study)
+        measurement = teachers if settings.compares_teachers(run.config) else samplers
         return 0 if measurement.run(run) else INTERRUPTED
 
     return guarded(work)

@@ -44,10 +44,21 @@ class Cell(NamedTuple):
 
     solver: str  # by its name in the study
     nfe: int
-    values: Mapping[str, float]  # the panel's columns
-    distance: float  # mean over images of the RMS difference from the reference, the same noise given
+    values: Mapping[str, float]  # the panel's columns, means over the sampling seeds
+    distance: float  # mean over images of the RMS difference from the reference, the first seed's noise given
     ms_per_image: float
     compile_seconds: float  # zero if the program of an earlier row served
+    deviations: Mapping[str, float] = {}  # of the values over the seeds, population form; {} for one seed
+
+
+class Sampled(NamedTuple):
+    """What the samples of one sampler are like."""
+
+    values: Mapping[str, float]  # as a `Cell`'s, and the next three
+    deviations: Mapping[str, float]
+    ms_per_image: float
+    compile_seconds: float
+    first: np.ndarray  # (num,...) images of the first seed, in model units
 
 
 class Bench(NamedTuple):
@@ -57,9 +68,8 @@ class Bench(NamedTuple):
     weights: Params  # of the network that is sampled, the teacher's or a student's
     frozen: Frozen  # what else its samplers read
     panel: panels.Panel
-    labels: np.ndarray  # (num,)
+    labels: Mapping[int, np.ndarray]  # (num,) by sampling seed
     mesh: Mesh
-    seed: int
     batch_size: int
     identity: Mapping[str, Any]  # of weights, data and measures: a row holds for these only
     programs: dict  # compiled samplers by structure
@@ -140,16 +150,16 @@ def searched(study: Experiment, bench: Bench, basis: Experiment) -> dict[tuple[s
 def bench(study: Experiment, basis: Experiment) -> Bench:
     """Loads the teacher, the data and the measures."""
     config, job, mesh = study.config.evaluation, assemble(basis.config), meshes.make(study.config.mesh)
-    panel, seed = panels.build(config.panel.to_dict(), job.data), config.seeds[0]
+    panel, seeds = panels.build(config.panel.to_dict(), job.data), list(config.seeds)
     product = checkpoint.product(basis.workdir)
     identity = dict(
-        weights=product.fingerprint, data=job.data.fingerprint, nets=panel.nets, num=config.num, seed=seed,
+        weights=product.fingerprint, data=job.data.fingerprint, nets=panel.nets, num=config.num, seeds=seeds,
         batch_size=config.batch_size, schedule=basis.config.schedule.to_dict(),
         reference=study.config.study.reference.to_dict(),
     )  # fmt: skip
-    labels = generate.labels_of(job.data, seed, config.num)
+    labels = {seed: generate.labels_of(job.data, seed, config.num) for seed in seeds}
     weights = commands.product(job, basis, mesh)
-    return Bench(job, weights, {}, panel, labels, mesh, seed, config.batch_size, identity, {})
+    return Bench(job, weights, {}, panel, labels, mesh, config.batch_size, identity, {})
 
 
 def measure(study: Experiment, bench: Bench, basis: Experiment) -> None:
@@ -167,22 +177,27 @@ def measure(study: Experiment, bench: Bench, basis: Experiment) -> None:
             bar.set_description(f"{solver} {nfe}")
             identity = digest({**bench.identity, "request": asked[solver], "nfe": nfe})
             measured = partial(one, solver, sampler, reference, bench)
-            cells.append(kept(study, solver, nfe, identity, measured))
+            cells.append(kept(study, f"{solver}_{nfe}", identity, measured))
             bar.update()
         for (row, nfe), (student, name) in taught.items():
             bar.set_description(f"{row} {nfe}")
             product = checkpoint.product(student.run.workdir)
             said = {"student": product.fingerprint, "config": product.config, "sampler": name}
             measured = partial(graduate, student, name, reference, bench)
-            cells.append(kept(study, row, nfe, digest({**bench.identity, **said}), measured))
+            cells.append(kept(study, f"{row}_{nfe}", digest({**bench.identity, **said}), measured))
             bar.update()
     write(study, bench, cells, students.costs(pupils, basis) if pupils else (), basis)
 
 
-def kept(study: Experiment, row: str, nfe: int, identity: str, measured: Callable[[], Cell]) -> Cell:
+def row_file(study: Experiment, name: str) -> Path:
+    """Where a row is kept."""
+    return study.workdir / "rows" / f"{name.replace(' ', '_')}.json"
+
+
+def kept(study: Experiment, name: str, identity: str, measured: Callable, kind: type = Cell) -> Any:
     """The row's file if it is of this very measurement; else what `measured` finds, which is written there."""
-    path = study.workdir / "rows" / f"{row.replace(' ', '_')}_{nfe}.json"
-    cell = stored(path, identity)
+    path = row_file(study, name)
+    cell = stored(path, identity, kind)
     if cell is None:
         cell = measured()
         files.write_json(path, {"identity": identity, "cell": cell._asdict()})
@@ -197,21 +212,36 @@ def graduate(student: students.Student, name: str, reference: np.ndarray, bench:
 
 
 def one(solver: str, sampler: Sampler, reference: np.ndarray, bench: Bench) -> Cell:
-    """Samples one row's images and measures them."""
-    values, seconds, compiled = samples(sampler, bench)
-    difference = (values - reference).reshape(len(values), -1)
-    measured = bench.panel.measure(bench.job.data.encode(values), bench.labels)
+    """Samples one row's images with every seed and measures each set."""
+    found = sampled(sampler, bench)
+    difference = (found.first - reference).reshape(len(reference), -1)
     distance = float(np.sqrt(np.mean(difference**2, axis=1)).mean())
-    numbers = {column: float(value) for column, value in measured.items()}
-    return Cell(solver, sampler.nfe, numbers, distance, 1e3 * seconds, compiled)
+    return Cell(
+        solver, sampler.nfe, found.values, distance, found.ms_per_image, found.compile_seconds, found.deviations
+    )
 
 
-def samples(sampler: Sampler, bench: Bench) -> tuple[np.ndarray, float, float]:
+def sampled(sampler: Sampler, bench: Bench) -> Sampled:
+    """Samples images with every seed and measures each set."""
+    sets, seconds, compiled, first = [], [], [], None
+    for seed, labels in bench.labels.items():
+        values, took, waited = samples(sampler, bench, seed)
+        first = values if first is None else first
+        sets.append(bench.panel.measure(bench.job.data.encode(values), labels))
+        seconds.append(took)
+        compiled.append(waited)
+    over = evaluate.spread(sets)
+    means = {column: float(mean) for column, (mean, _) in over.items()}
+    spreads = {column: float(std) for column, (_, std) in over.items()} if sets[1:] else {}
+    return Sampled(means, spreads, 1e3 * float(np.mean(seconds)), sum(compiled), first)
+
+
+def samples(sampler: Sampler, bench: Bench, seed: int) -> tuple[np.ndarray, float, float]:
     """Images in model units (num,...), seconds an image, and seconds of compiling."""
     maker = generate.generator(
         sampler, bench.weights, bench.frozen, bench.job.classes, bench.batch_size, bench.mesh, bench.programs
     )
-    values, seconds = generate.images(maker, bench.seed, bench.labels, np.asarray)
+    values, seconds = generate.images(maker, seed, bench.labels[seed], np.asarray)
     return values, seconds, maker.compile_seconds
 
 
@@ -228,17 +258,17 @@ def reference_samples(study: Experiment, bench: Bench) -> np.ndarray:
         with np.load(path, allow_pickle=False) as archive:
             if str(archive["identity"]) == identity:
                 return archive["values"]
-    values, *_ = samples(reference_sampler(study.config, bench.job), bench)
+    values, *_ = samples(reference_sampler(study.config, bench.job), bench, next(iter(bench.labels)))
     buffer = io.BytesIO()
     np.savez(buffer, identity=identity, values=values)
     files.write(path, buffer.getvalue())
     return values
 
 
-def stored(path: Path, identity: str) -> Cell | None:
+def stored(path: Path, identity: str, kind: type) -> Any:
     """The row in a file, if it is of this very measurement."""
     found = files.read_json(path)
-    return Cell(**found["cell"]) if found and found["identity"] == identity else None
+    return kind(**found["cell"]) if found and found["identity"] == identity else None
 
 
 def digest(value: Any) -> str:
@@ -253,7 +283,7 @@ def write(
     from fastdiff_jax.runtime import charts  # matplotlib: a second of imports
 
     headline = bench.panel.headline
-    floor = evaluate.spread([bench.panel.floor(len(bench.labels), seed) for seed in range(3)])
+    floor = evaluate.spread([bench.panel.floor(bench.identity["num"], seed) for seed in range(3)])
     about = {
         "title": study.name,
         "teacher": {"config": basis.name, **bench.identity},
@@ -285,13 +315,17 @@ def markdown(
 ) -> list[str]:
     """The lines of report.md: a table a measure, solvers down and calls across."""
     request, hardware = study.config.study.reference, report.device()
-    said = f"{len(bench.labels)} samples a row, sampling seed {bench.seed}, teacher {basis.name}"
+    seeds = ", ".join(map(str, bench.labels))
+    several = "mean ± standard deviation over sampling seeds" if len(bench.labels) > 1 else "sampling seed"
+    said = f"{bench.identity['num']} samples a row, {several} {seeds}; teacher {basis.name}"
     lines = [f"# {study.name}", "", f"{said}. Bold: the best of its column.", ""]
     for column in bench.panel.headline:
         mean, deviation = floor[column]
         note = f"{bench.panel.floor_name}: {report.spread(mean, deviation)}"
         of = {(cell.solver, cell.nfe): cell.values[column] for cell in cells}
-        lines += [f"## {results.heading(column)}", "", f"{note}.", "", *grid(of), ""]
+        deviations = {(cell.solver, cell.nfe): cell.deviations.get(column, 0.0) for cell in cells}
+        table = grid(of, deviations=deviations)
+        lines += [f"## {results.heading(column)}", "", f"{note}.", "", *table, ""]
     of = {(cell.solver, cell.nfe): cell.distance for cell in cells}
     note = f"RMS difference per image from {request.name} at {request.nfe} NFE, the same noise given."
     lines += ["## Distance to the converged samples", "", note, "", *grid(of), ""]
@@ -316,19 +350,22 @@ def markdown(
     return lines
 
 
-def grid(values: Mapping[tuple[str, int], float], best: bool = True) -> list[str]:
-    """A Markdown table of numbers by solver and calls; a cell that was not asked for is empty."""
+def grid(
+    values: Mapping[tuple[str, int], float], best: bool = True,
+    deviations: Mapping[tuple[str, int], float] = {}, down: str = "solver",
+) -> list[str]:  # fmt: skip
+    """A Markdown table of numbers by solver, or what else goes down, and calls; one not asked for is empty."""
     solvers, counts = dict.fromkeys(s for s, _ in values), sorted({nfe for _, nfe in values})
     least = {nfe: min(value for (_, n), value in values.items() if n == nfe) for nfe in counts}
     lines = [
-        "| solver \\ NFE | " + " | ".join(map(str, counts)) + " |",
+        f"| {down} \\ NFE | " + " | ".join(map(str, counts)) + " |",
         "| --- |" + " ---: |" * len(counts),
     ]
     for solver in solvers:
         row = []
         for nfe in counts:
             value = values.get((solver, nfe))
-            text = "" if value is None else results.number(value)
+            text = "" if value is None else report.spread(value, deviations.get((solver, nfe), 0.0))
             row.append(f"**{text}**" if best and value is not None and value == least[nfe] else text)
         lines.append(f"| {solver} | " + " | ".join(row) + " |")
     return lines

@@ -28,7 +28,7 @@ def get_config(arg="full"):
     config.optimizers = dict(predictor=dict(name="adam", learning_rate=5e-3))
     config.train.update(batch_size=128, steps=80, log_every=5, save_every=40)
     config.evaluation.update(num=1797, batch_size=600)
-    common.digits_panel(config)
+    common.feature_panel(config, "digits")
     # On the student's own levels, but for the teacher at its best.
     best = {"heun 35": dict(name="heun", nfe=35, schedule=dict(name="polynomial"))}
     rivals = common.samplers(*[(name, 6) for name in ("euler", "heun", "dpm_2", "ipndm_4", "dpmpp_2m")])

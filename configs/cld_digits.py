@@ -31,5 +31,5 @@ def get_config(arg="full"):
     config.optimizers = dict(student=adam)  # ours
     config.train.update(batch_size=128, steps=1300, log_every=25, save_every=325)
     config.evaluation.update(num=1797, batch_size=600)
-    common.digits_panel(config)
+    common.feature_panel(config, "digits")
     return common.smoke(config) if "smoke" in given else config

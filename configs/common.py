@@ -2,8 +2,11 @@
 
 from ml_collections import ConfigDict
 
-# sha256 of the digits feature net, which configs/classifier_digits.py trained.
-DIGITS_NET = "f8b0a68abfb57ceb5eee6aef0a129cb69e844fbb6b1e59f9a53076086c326db5"
+# sha256 of the shipped feature nets by file stem, which configs/classifier_*.py trained.
+NETS = {
+    "digits": "f8b0a68abfb57ceb5eee6aef0a129cb69e844fbb6b1e59f9a53076086c326db5",
+    "fashion_mnist_16": "9308cda5552e9181a2a2a01a3fc47925e8bf5d75d23902a52d50c42c9bb49d61",
+}
 
 
 def words(arg: str, *known: str) -> set[str]:
@@ -64,9 +67,30 @@ def evaluation(**changes) -> ConfigDict:
     """How a finished run is measured: kind of report, panel of measures, images, sampling seeds."""
     panel = dict(name="images", features=dict(px=dict(name="pixels")), manifold="", nearest=True)
     settings = dict(
-        kind="samples", panel=panel, num=1024, batch_size=512, seeds=(0, 1, 2), teacher_samplers={}
+        kind="samples", panel=panel, num=1024, batch_size=512, seeds=(0, 1, 2), teacher_samplers={},
+        sigma_rel=(),  # widths of post-hoc averages that are measured beside the run's own, see `posthoc`
+        protocol="seeds",  # or "edm": seeds by image, minimum of the repeats that `seeds` number
+        split="",  # of the data, that a feature net is tested on; empty: what the reference holds back
     )
     return ConfigDict(settings | changes)
+
+
+def fid(config: ConfigDict, weights: str, reference: str = "") -> None:
+    """Adds FID, KID, Inception Score, precision and recall by EDM's protocol: 50,000 images three times.
+
+    Args:
+      weights: pytorch-fid's file of Inception.
+      reference: npz of mu and sigma that others have published; empty: the data's own.
+    """
+    inception = dict(name="inception", weights=weights, protocol="tf1", sha256="", reference=reference)
+    config.evaluation.panel.features.fid = inception
+    of = dict(features="fid")
+    config.evaluation.panel.measures = {
+        "kid": dict(name="kid", subsets=100, size=1000, seed=2020, **of),
+        "is": dict(name="inception_score", splits=10, **of),
+        "pr": dict(name="precision_recall", k=3, strict=False, **of),
+    }
+    config.evaluation.update(num=50000, protocol="edm", seeds=(0, 1, 2))
 
 
 def samplers(*requests: tuple[str, int]) -> dict:
@@ -74,10 +98,30 @@ def samplers(*requests: tuple[str, int]) -> dict:
     return {f"{name} {nfe}": dict(name=name, nfe=nfe) for name, nfe in requests}
 
 
-def usual_samplers() -> dict:
-    """The teacher at its best, and training-free at the cost of a student."""
+def posthoc(config: ConfigDict, given: set[str]) -> None:
+    """With the word posthoc: keeps averages of EDM2's two widths, of which any other can be made afterwards."""
+    if "posthoc" in given:
+        every = 2 if "smoke" in given else max(config.train.steps // 50, 1)
+        config.train.posthoc = dict(every=every, sigma_rel=(0.05, 0.10), dtype="float32")
+
+
+def usual_samplers(best: int = 35) -> dict:
+    """The teacher at its best number of calls, and training-free at the cost of a student."""
     few = [*[("euler", n) for n in (1, 2, 3, 4, 5)], *[("dpmpp_2m", n) for n in (3, 4, 5)]]
-    return samplers(("heun", 35), *few)
+    return samplers(("heun", best), *few)
+
+
+def architecture(given: set[str]) -> str:
+    """EDM's names for networks: vp is DDPM++, ve NCSN++, the default vp. Raises: ValueError for both."""
+    if {"vp", "ve"} <= given:
+        raise ValueError("vp and ve name the network, DDPM++ or NCSN++; give one of them.")
+    return "ncsnpp" if "ve" in given else "ddpmpp"
+
+
+def edm_zip(name: str, size: int, labels: int = 0) -> dict:
+    """An image set in EDM's form at data/<name>.zip; launch/dataset.py makes it from images."""
+    return dict(name="edm_zip", path=f"data/{name}.zip", size=size, channels=3, labels=labels,
+                max_reference=0, in_memory=False)  # fmt: skip
 
 
 def study(teacher: str) -> ConfigDict:
@@ -86,6 +130,119 @@ def study(teacher: str) -> ConfigDict:
     config.teacher = teacher
     config.mesh = dict(data=-1, fsdp=1)
     config.evaluation = evaluation(seeds=(0,))
+    return config
+
+
+def sfd_study(teacher: str, stem: str, given: set[str], iterations: tuple[int, ...]) -> ConfigDict:
+    """A study of SFD students beside training-free samplers.
+
+    With the word cached also a student of 2 calls on trajectories that launch/record.py has recorded.
+
+    Args:
+      teacher: of all students.
+      stem: what SFD's configs are named after: sfd_<stem>, sfdv_<stem> and sfd2_<stem>.
+      given: words that all references get.
+      iterations: numbers for which the student of 2 calls is trained again: what quality costs.
+    """
+    config = study(teacher)
+    passed = sorted(given - {"cached", "full", "smoke"})
+    one = f"sfd_{stem}" + joined(given, *passed)
+    several = [f"sfd_{stem}" + joined(given | {n}, *passed, n) for n in "345"]
+    students = {
+        "SFD": dict(config=(one, *several)),
+        "SFD-v": dict(config=f"sfdv_{stem}" + joined(given, *passed)),
+        "SFD-v, second stage": dict(config=f"sfd2_{stem}" + joined(given, *passed)),
+    }
+    for steps in iterations:
+        students[f"SFD, {steps} iterations"] = dict(config=one, changes=dict(train=dict(steps=steps)))
+    recorded = {}
+    if "cached" in given:
+        recorded = {"SFD, recorded": dict(config=f"sfd_{stem}" + joined(given, *passed, "cached"))}
+    config.study = dict(
+        solvers=training_free(nfe=(1, 2, 3, 4, 5, 10)),
+        students=students | recorded,
+        nfe=(1, 2, 3, 4, 5, 10),
+        reference=dict(name="heun", nfe=127),
+    )
+    config.evaluation.seeds = (0, 1, 2)
+    if "smoke" in given:
+        few = ("ddim", "dpm++ 3M", "ipndm 4, gits")
+        config.study.solvers = {name: {**config.study.solvers[name], "nfe": (2, 3)} for name in few}
+        config.study.students = {
+            "SFD": dict(config=students["SFD"]["config"][:1]),
+            **{row: students[row] for row in ("SFD-v", "SFD-v, second stage")},
+            **recorded,
+        }
+        config.study.reference.nfe = 19
+    return config
+
+
+def training_free(nfe: tuple[int, ...]) -> dict:
+    """Rows of a study that SFD is compared with, on the schedules that zju-pi/diff-sampler has for them.
+
+    Unthresholded. Heun at 35 calls is EDM's sampler. UniPC of order 2: of order 3 it makes n - 1 steps of 2
+    and 3 calls.
+    """
+    uneven, logsnr = dict(name="polynomial", zero=False), dict(name="logsnr", zero=False)
+    several, even = tuple(n for n in nfe if n > 1), tuple(n for n in nfe if n % 2 == 0)
+    return {
+        "ddim": dict(name="ddim", schedule=uneven, history=4, target="noise", nfe=nfe),
+        "dpm++ 3M": dict(name="dpmpp_3m", schedule=logsnr, history=4, nfe=nfe),
+        "ipndm 3": dict(name="ipndm_3", schedule=uneven, history=4, nfe=nfe),
+        "ipndm 4": dict(name="ipndm_4", schedule=uneven, history=4, nfe=nfe),
+        "unipc 2": dict(name="unipc_2", schedule=logsnr, nfe=several),
+        "ipndm 4, gits": dict(name="ipndm_4", schedule=dict(name="gits"), history=4, nfe=several),
+        "heun": dict(name="heun", schedule=uneven, nfe=even),
+        "heun (EDM)": dict(name="heun", schedule=dict(name="polynomial"), nfe=(3, 5, 35)),
+    }
+
+
+def sfd_ablation(
+    teacher: str, one: str, several: str, given: set[str], steps: tuple[int, ...] = ()
+) -> ConfigDict:
+    """A study of SFD at 2 network calls with one ingredient switched a row, and of the step condition of SFD-v.
+
+    Every row trains as many iterations as the one that it is a change of.
+
+    Args:
+      one, several: references of the students that are changed, SFD and SFD-v.
+      given: "smoke" for a few rows.
+      steps: that rows of SFD and of SFD-v train; the configs' own by default.
+    """
+    config = study(teacher)
+    trained = dict(zip((one, several), steps))
+
+    def changed(reference=one, **method):
+        train = {"train": dict(steps=trained[reference])} if trained else {}
+        return dict(config=reference, changes=train | ({"method": method} if method else {}))
+
+    students = {
+        "SFD": changed(),
+        "teacher DDIM": changed(teacher=dict(name="ddim")),
+        "teacher Heun": changed(teacher=dict(name="heun")),
+        "teacher DPM-Solver++(3M)": changed(teacher=dict(name="dpmpp_3m")),
+        "teacher iPNDM-4": changed(teacher=dict(name="ipndm_4")),
+        "teacher thresholded": changed(teacher=dict(threshold=True)),
+        "K = 1": changed(extra=0),
+        "K = 2": changed(extra=1),
+        "K = 8": changed(extra=7),
+        "sigma_min 2e-3": changed(schedule=dict(sigma_min=0.002)),
+        "sigma_min 2e-2": changed(schedule=dict(sigma_min=0.02)),
+        "no analytical step": changed(afs=False, stamps=3),  # the same calls
+        "L2": changed(loss="l2"),
+        "local": changed(start="local"),
+        "SFD-v": changed(several),
+        "SFD-v, untold": changed(several, conditioned=False),
+    }
+    config.study = dict(
+        solvers=training_free(nfe=(2,)), students=students, nfe=(2,),
+        reference=dict(name="heun", nfe=127),
+    )  # fmt: skip
+    config.evaluation.seeds = (0, 1, 2)
+    if "smoke" in given:
+        config.study.students = {row: students[row] for row in ("SFD", "L2")}
+        config.study.solvers = {"ddim": {**config.study.solvers["ddim"], "nfe": (2, 3)}}
+        config.study.reference.nfe = 19
     return config
 
 
@@ -117,28 +274,82 @@ def fdm(config: ConfigDict, given: set[str], edm: dict, multiplier: dict, warmup
     return base
 
 
+def fdm_study(
+    stem: str, given: set[str], seeds: tuple[int, ...], parts: bool = True
+) -> ConfigDict:
+    """A study of the teachers of an FDM config: for edm, vp and ve without FDM, with it and with a part of it.
+
+    Args:
+      stem: of the config, whose words are those of `fdm`.
+      given: words that are passed on to it; with "smoke" the study is of edm, two seeds and few samplers.
+      seeds: of training.
+      parts: whether the input scale alone and the warm-up alone are rows too.
+    """
+    small, passed = "smoke" in given, [word for word in ("16", "smoke") if word in given]
+    seeds = seeds[:2] if small else seeds
+    parts = {"": "plain", "FDM": None} | ({"c_in only": "scale", "warm-up only": "warmup"} if parts else {})
+    teachers = {}
+    for base in ("edm",) if small else ("edm", "vp", "ve"):
+        for part, word in parts.items():
+            named = [*passed, *([base] if base != "edm" else []), *([word] if word else [])]
+            teachers[f"{base}, {part}" if part else base] = dict(
+                config=stem + (":" + ",".join(named) if named else ""),
+                seeds=seeds,
+                baseline=base if part else "",
+            )
+    config = ConfigDict()
+    config.mesh = dict(data=-1, fsdp=1)
+    config.evaluation = evaluation(seeds=(0,))
+    config.evaluation.panel.nearest = False
+    config.study = dict(
+        teachers=teachers,
+        curve=dict(solver="dpm++ 2M", nfe=10),
+        solvers={
+            "heun": dict(name="heun", nfe=(7, 11, 19, 35)),
+            "dpm++ 2M": dict(name="dpmpp_2m", nfe=(5, 10)),
+            "ipndm 3": dict(name="ipndm_3", nfe=(5, 10)),
+        },
+    )
+    if small:
+        few = {"heun": dict(name="heun", nfe=(7,)), "dpm++ 2M": dict(name="dpmpp_2m", nfe=(10,))}
+        config.study.solvers = few
+    return config
+
+
 def smoke(config: ConfigDict) -> ConfigDict:
     """The same experiment in seconds, narrow and short: proves that it runs, not that it is good."""
     config.train.update(batch_size=16, steps=6, log_every=2, save_every=3)
+    if config.train.milestones:
+        config.train.milestones = 3
     config.evaluation.update(num=64, batch_size=32, seeds=(0,))
-    if config.data.name == "tfds":  # no need to decode tens of thousands of images
+    if config.data.name in ("tfds", "edm_zip"):  # no need to decode tens of thousands of images
         config.data.update(max_reference=2000, in_memory=False)
     if config.evaluation.teacher_samplers:
-        config.evaluation.teacher_samplers = samplers(("heun", 35), ("euler", 1))
+        asked = config.evaluation.teacher_samplers.to_dict().items()
+        guided = {name: one for name, one in asked if "guidance" in one}
+        config.evaluation.teacher_samplers = samplers(("heun", 35), ("euler", 1)) | guided
+    if "accumulation" in config.method:  # the batch is small enough
+        config.method.accumulation = 1
     for model in config.models.values():
-        if "network" in model and model.network.get("name") == "song":
+        if "network" in model and model.network.get("name") in ("song", "adm"):
             model.network.update(
                 model_channels=16, channel_mult=(1, 1), num_blocks=1, attn_resolutions=()
             )
     return config
 
 
-def digits_panel(config: ConfigDict) -> None:
-    """Adds the digits' feature net: distances in its 64 hidden units (ft), precision and recall there."""
-    config.evaluation.panel.features.ft = dict(
-        name="classifier", weights="digits", sha256=DIGITS_NET
-    )
+def feature_panel(config: ConfigDict, net: str) -> None:
+    """Adds a shipped feature net: distances in its 64 hidden units (ft), precision and recall there."""
+    config.evaluation.panel.features.ft = dict(name="classifier", weights=net, sha256=NETS[net])
     config.evaluation.panel.manifold = "ft"
+
+
+def fashion_panel(config: ConfigDict, small: bool) -> None:
+    """Measures of Fashion-MNIST: 256 dimensions of pixels at any size, and the feature net of 16x16 images."""
+    if small:
+        feature_panel(config, "fashion_mnist_16")
+    else:
+        config.evaluation.panel.features.px = dict(name="pixels", pool=2)
 
 
 def lab_data(dim: int) -> dict:

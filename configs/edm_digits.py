@@ -6,9 +6,10 @@ from configs import common
 def get_config(arg="full"):
     """Class-conditional DDPM++ of 309,697 parameters on 8x8 images: 1300 steps of 128.
 
-    `:dropout` hides every tenth label in training, so that the model can be guided.
+    `:dropout` hides every tenth label in training, so that the model can be guided. `:posthoc` keeps averages
+    from which others of any width are made: --mode eval --config.evaluation.sigma_rel=0.08,0.12 measures them.
     """
-    given = common.words(arg, "dropout")
+    given = common.words(arg, "dropout", "posthoc")
     config = common.base()
     config.data = dict(name="digits")
     network = dict(
@@ -39,5 +40,6 @@ def get_config(arg="full"):
     config.optimizers = dict(student=adam)  # ours
     config.train.update(batch_size=128, steps=1300, log_every=25, save_every=325)
     config.evaluation.update(num=1797, batch_size=600)
-    common.digits_panel(config)
+    common.feature_panel(config, "digits")
+    common.posthoc(config, given)
     return common.smoke(config) if "smoke" in given else config

@@ -13,7 +13,7 @@ def get_config(arg="full"):
     config = common.base()
     config.data = dict(name="digits")
     config.teacher = "edm_digits" + common.joined(given)
-    common.digits_panel(config)
+    common.feature_panel(config, "digits")
     net = config.evaluation.panel.features.ft  # trained in what it is measured in
     classifier = dict(network=dict(name="classifier"), precond=dict(name="identity"), weights=net)
     config.models = dict(teacher=dict(like="teacher"), features=classifier)

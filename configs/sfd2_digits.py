@@ -17,9 +17,9 @@ def get_config(arg="full"):
         teacher=dict(name="euler", afs=True) | ({} if plain else dict(stamps=7)),
     )  # fmt: skip
     # SFD: 5e-4, a tenth of it from half of the run on, in batches of 128.
-    adam = dict(name="adam", learning_rate=2e-3, decay="cosine", final=0.02)
+    adam = dict(name="adam", learning_rate=1e-3, decay="cosine", final=0.02)
     config.optimizers = dict(student=adam)
     config.train.update(batch_size=16, steps=1024, log_every=64, save_every=512)
     config.evaluation.update(num=1797, batch_size=600)
-    common.digits_panel(config)
+    common.feature_panel(config, "digits")
     return common.smoke(config) if "smoke" in given else config

@@ -21,11 +21,11 @@ def get_config(arg="full"):
         teacher=dict(name="dpmpp_2m", threshold=False),  # SFD: dpmpp_3m, thresholded
     )  # fmt: skip
     # SFD: 5e-5, a tenth of it from half of the run on, in batches of 128.
-    adam = dict(name="adam", learning_rate=2e-3, decay="cosine", final=0.02)
+    adam = dict(name="adam", learning_rate=5e-4, decay="cosine", final=0.02)
     config.optimizers = dict(student=adam)
     config.train.update(batch_size=16, steps=512, log_every=32, save_every=256)
     config.evaluation.update(num=1797, batch_size=600)
-    common.digits_panel(config)
+    common.feature_panel(config, "digits")
     config.evaluation.teacher_samplers = common.usual_samplers()
     if "cached" in given:
         kept = [word for word in (*"2345", "guided", "smoke") if word in given]

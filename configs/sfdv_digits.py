@@ -18,10 +18,10 @@ def get_config(arg="full"):
         teacher=dict(name="dpmpp_2m", threshold=False),  # SFD-v: dpmpp_3m, thresholded
     )  # fmt: skip
     # SFD-v: 5e-5, a tenth of it from half of the run on, in batches of 128.
-    adam = dict(name="adam", learning_rate=2e-3, decay="cosine", final=0.02)
+    adam = dict(name="adam", learning_rate=5e-4, decay="cosine", final=0.02)
     config.optimizers = dict(student=adam)
     config.train.update(batch_size=16, steps=2048, log_every=64, save_every=512)
     config.evaluation.update(num=1797, batch_size=600)
-    common.digits_panel(config)
+    common.feature_panel(config, "digits")
     config.evaluation.teacher_samplers = common.usual_samplers()
     return common.smoke(config) if "smoke" in given else config

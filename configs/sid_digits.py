@@ -4,8 +4,11 @@ from configs import common
 
 
 def get_config(arg="full"):
-    """One-step generator from the edm_digits teacher, which is trained first if it is not there."""
-    given = common.words(arg)
+    """One-step generator from the edm_digits teacher, which is trained first if it is not there.
+
+    `:posthoc` keeps averages of the generator, from which others of any width are made.
+    """
+    given = common.words(arg, "posthoc")
     config = common.base()
     config.data = dict(name="digits")
     config.teacher = "edm_digits" + common.joined(given)
@@ -22,6 +25,7 @@ def get_config(arg="full"):
     )
     config.train.update(batch_size=64, steps=1500, log_every=25, save_every=250)
     config.evaluation.update(num=1797, batch_size=600)
-    common.digits_panel(config)
+    common.feature_panel(config, "digits")
+    common.posthoc(config, given)
     config.evaluation.teacher_samplers = common.usual_samplers()
     return common.smoke(config) if "smoke" in given else config

@@ -25,7 +25,6 @@ def get_config(arg="full"):
     )
     config.optimizers = dict(generator=adam, fake=dict(adam))
     config.train.update(batch_size=64, steps=2000 if small else 40000, log_every=50, save_every=500)
-    if not small:
-        config.evaluation.panel.features.px = dict(name="pixels", pool=2)  # 256 dimensions, as `:16`
+    common.fashion_panel(config, small)
     config.evaluation.update(num=10000, batch_size=500, teacher_samplers=common.usual_samplers())
     return common.smoke(config) if "smoke" in given else config

@@ -58,7 +58,7 @@ def get_config(arg="full"):
         solvers=solvers, nfe=(3, 4, 5, 6, 7, 8, 9, 10, 15, 20, 35), reference=dict(name="heun", nfe=511)
     )
     config.evaluation.update(num=1797, batch_size=600)
-    common.digits_panel(config)
+    common.feature_panel(config, "digits")
     if "smoke" in given:
         few = ("euler", "ipndm 4", "dpm++ 3M")
         config.study.solvers = {name: {**solvers[name], "nfe": (4, 5)} for name in few}

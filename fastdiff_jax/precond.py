@@ -285,7 +285,7 @@ def input_shape(model: Model, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape[:-1], 2 * shape[-1]) if isinstance(model.precond, PhasePrecond) else tuple(shape)
 
 
-def tapped(model: Model, params: Params, cond: Cond, taps: Sequence[str]) -> Callable:
+def tapped(model: Model, params: Params, cond: Cond, taps: Sequence[str], dropout=None) -> Callable:
     """As `denoiser`, and the network's features with it: (x, sigma) -> (x0, {tap: features (B,...)}).
 
     Raises: ValueError if no tap is named, or the network has not one that is.
@@ -295,7 +295,9 @@ def tapped(model: Model, params: Params, cond: Cond, taps: Sequence[str]) -> Cal
 
     def denoise(x, sigma):
         c, taken = _coefficients(model, x, sigma), tuple(taps)
-        raw, features = model.network.apply(params, expand(c.inp, x) * x, c.noise, cond, taps=taken)
+        raw, features = model.network.apply(
+            params, expand(c.inp, x) * x, c.noise, cond, dropout=dropout, taps=taken
+        )
         return _output(c, x, raw), features
 
     return denoise

@@ -20,11 +20,16 @@ def load(folder: str, name: str, attribute: str = "build") -> Any:
     Raises: ValueError naming the known modules, if there is no such module or it exports no such thing.
     """
     names = known(folder)
-    if name in names and hasattr(_module(folder, name), attribute):
-        return getattr(_module(folder, name), attribute)
+    if (found := optional(folder, name, attribute)) is not None:
+        return found
     # The others are imported only to say which would have done.
     fitting = [other for other in names if hasattr(_module(folder, other), attribute)]
     raise ValueError(f"{folder} has no {name!r}; known: {', '.join(fitting)}.")
+
+
+def optional(folder: str, name: str, attribute: str) -> Any | None:
+    """`load` of what a module may have or not; None if it has not, or is not there."""
+    return getattr(_module(folder, name), attribute, None) if name in known(folder) else None
 
 
 def entries(folder: str, attribute: str) -> dict[str, Any]:

@@ -181,6 +181,8 @@ class Method(NamedTuple):
     # its batch brings along what a `Recording` holds. None: not stated
     cost: Callable[[Hashable, bool], int] | None = None
     remarks: tuple[str, ...] = ()  # sentences for the report: what this training had, or had not
+    # what is trained, before averaging: what other averages are of. None: as `weights`
+    raw: Callable[[State], Params] | None = None
 
 
 class Recording(NamedTuple):
@@ -199,6 +201,14 @@ class Metric(NamedTuple):
     compute: Callable[[Any], dict[str, float]]
 
 
+class Augment(NamedTuple):
+    """Random changes of training images, and the labels that tell the network of them."""
+
+    draw: Callable[[Key, int], Draws]  # (key, B) -> the numbers of B samples, (B,...) each
+    apply: Callable[[Array, Draws], tuple[Array, Array]]  # images -> (changed images, labels (B,A))
+    labels: int  # A: what the network's condition "augment" holds; zeros say "not changed"
+
+
 class Parts(NamedTuple):
     """What `runtime.assemble` hands to a method's `build(config, parts)`."""
 
@@ -208,6 +218,7 @@ class Parts(NamedTuple):
     labels: np.ndarray | None = None  # (K,) class shares of the data; None when unconditional
     schedule: Schedule | None = None
     objective: Any = None  # losses.matching.Objective of the teacher's process
+    augment: Augment | None = None  # of a teacher's training images; None: they stay as they are
 
 
 class Data(NamedTuple):
@@ -226,6 +237,7 @@ class Data(NamedTuple):
     fingerprint: str  # hash of the stored values
     shape: tuple[int, ...]
     exact: Params | None = None  # weights of the data's analytic denoiser, where there is one
+    note: str = ""  # what sets this copy apart from the published data: its numbers do not compare with others
 
 
 def expand(values: Array, like: Array) -> Array:

@@ -1,7 +1,9 @@
 """Measures an experiment on this machine: compile time, ms per training step, images/s sampled, peak memory.
 
     python launch/benchmark.py --config configs/sid_digits.py [--steps 20]
+    python launch/benchmark.py --config configs/edm_imagenet64.py --forward 1 --steps 3
 
+The second times nothing but the network's forward pass, here for one image, and states the memory of that.
 Weights are fresh (a student's teacher too): speed does not depend on them, and nothing is trained or written.
 """
 

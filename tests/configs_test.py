@@ -2,6 +2,7 @@
 
 import ast
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,7 @@ from fastdiff_jax.runtime import (
     settings,
     students,
     study,
+    teachers,
 )
 from fastdiff_jax.runtime import mesh as meshes
 from fastdiff_jax.solvers import named, schedules
@@ -24,7 +26,7 @@ KNOWN = experiment.known()
 STUDIES = [stem for stem in KNOWN if "study" in experiment.load(stem)]
 STEMS = [stem for stem in KNOWN if stem not in STUDIES]
 SECTIONS = {"seed", "teacher", "init_from", "data", "models", "method", "optimizers", "schedule",
-            "objective", "train", "evaluation", "mesh"}  # fmt: skip
+            "objective", "augment", "train", "evaluation", "mesh"}  # fmt: skip
 
 
 @pytest.fixture(params=[f"{stem}{argument}" for stem in STEMS for argument in ("", ":smoke")])
@@ -133,11 +135,45 @@ def test_official_sizes(reference, size):
     assert trees.count(commands.weight_shapes(job)) == size
 
 
+OFFICIAL = {
+    "edm_cifar10:cond": 55_735_299,
+    "edm_cifar10": 55_733_891,
+    "edm_cifar10:cond,ve": 56_400_643,
+    "edm_cifar10:ve": 56_397_827,
+    "edm_ffhq64": 61_805_571,
+    "edm_ffhq64:ve": 62_761_091,
+    "edm_afhqv2": 61_805_571,
+    "edm_afhqv2:ve": 62_761_091,
+    "edm_imagenet64": 295_899_267,
+    "sfd_imagenet64": 295_899_267,
+    "sid_imagenet64": 295_899_267,
+    "sid_ffhq64": 61_805_571,
+    "sid_afhqv2": 61_805_571,
+}
+
+
+@pytest.mark.parametrize("reference", OFFICIAL)
+def test_dry_run_prints_the_official_size(reference, tmp_path, capsys, monkeypatch):
+    """Published sizes (edm_layouts has all names); no data are at hand, and the step is not lowered."""
+    step = SimpleNamespace(lower=lambda *_: SimpleNamespace(cost_analysis=lambda: {"flops": 0.0}))
+    monkeypatch.setattr(commands.compile, "train_step", lambda *_: step)
+    config = experiment.load(reference)
+    settings.check(config)
+    commands.dry_run(experiment.Experiment("run", config, tmp_path / "run"))
+    assert f"parameters of the product: {OFFICIAL[reference]:,}\n" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("reference", [f"{stem}{end}" for stem in STUDIES for end in ("", ":smoke")])
 def test_studies_can_be_measured(reference, tmp_path):
     """Every row's sampler can be made at its cost, and the teacher and the students can be trained."""
     config = experiment.load(reference)
     settings.check_study(config)
+    if settings.compares_teachers(config):
+        run = experiment.Experiment("study", config, tmp_path / "study")
+        teachers.check(run, teachers.of(run))
+        assert all(("smoke" in reference) == ("smoke" in one.run.name) for one in teachers.of(run))
+        return
     teacher = experiment.load(config.teacher)
     assert ("smoke" in reference) == ("smoke" in config.teacher)
     rows = study.requests(config, assemble.assemble(teacher, outline=True))

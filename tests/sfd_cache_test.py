@@ -22,6 +22,7 @@ from fastdiff_jax.runtime import (
     record,
     recorded,
     settings,
+    students,
 )
 from fastdiff_jax.runtime import mesh as meshes
 from fastdiff_jax.solvers import driver, multistep, nested, sampling, schedules
@@ -113,6 +114,10 @@ def test_a_recorded_run_is_a_run_with_the_teacher_on_the_same_latents(tmp_path, 
         state, _ = update(state, frozen, image, draws, 4)
     chex.assert_trees_all_close(product, state.params, rtol=1e-5, atol=1e-6)
     assert not np.allclose(product["means"], frozen["teacher"]["means"], rtol=1e-3)
+    # What it cost: the recording, and the student's own passes.
+    own = job.method.cost(4, True)
+    assert own == job.method.cost(4, False) - 6
+    assert students._evaluations(run) == 80 * 6 + train.steps * train.batch_size * own
     # What has been trained is sampled without the recording.
     (tmp_path / "pairs" / pairs.INDEX).unlink()
     commands.sample(run, 4, tmp_path / "four.npz", None, None, None)

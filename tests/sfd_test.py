@@ -1,5 +1,7 @@
 """SFD against closed forms: linear students, exact teachers, and who sees what."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ import pytest
 from fastdiff_jax import precond, rng, trees
 from fastdiff_jax.methods import sfd
 from fastdiff_jax.networks import gmm, mlp, song
-from fastdiff_jax.runtime import optimizers
+from fastdiff_jax.runtime import commands, experiment, optimizers
 from fastdiff_jax.solvers import driver, nested, schedules
 from fastdiff_jax.types import Model, Network, Parts
 
@@ -346,3 +348,25 @@ def test_levels_outside_a_model_s_range_are_refused():
     for models in (dict(student=narrow), dict(above=narrow)):
         with pytest.raises(ValueError, match="trained for noise levels from 0.02"):
             method_of(**models)
+
+
+@pytest.mark.parametrize(
+    "reference, changes, words",
+    [
+        ("sfd_digits:smoke", {"teacher": "edm_fashion_mnist:16,smoke"},
+         r"is for images \(16, 16, 1\), and the data of sfd have \(8, 8, 1\)"),
+        ("sfd_digits:smoke", {"models.student.precond": dict(name="vp")}, "trained with precond .*'edm'.*'vp'"),
+        ("sfd2_digits:smoke", {"method.teacher.stamps": 9}, "told 4, 5, 6, 7 levels; it walks 7 here, .*is 9"),
+        ("sfd2_digits:smoke", {"method.stamps": 4}, "told 4, 5, 6, 7 levels; it walks 10 here"),
+        ("sfd2_digits:smoke", {"method.teacher": dict(name="euler", afs=True)}, "teacher.stamps is None"),
+        ("sfd2_digits:plain,smoke", {"method.teacher.stamps": 7}, "not trained to be told .* leave it out"),
+    ],
+)  # fmt: skip
+def test_a_teacher_that_cannot_teach_is_refused_before_training(reference, changes, words, tmp_path):
+    config = experiment.load(reference)
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        functools.reduce(getattr, sections, config)[last] = value
+    with pytest.raises(ValueError, match=words):
+        commands.check(experiment.Experiment("sfd", config, tmp_path / "sfd"))
+    assert not list(tmp_path.iterdir())

@@ -131,7 +131,13 @@ def test_a_student_that_other_settings_made_is_refused_before_anything_is_traine
         study.run(made._replace(config=config(**rows)))
 
 
-def test_an_interrupted_student_stops_the_study(made, monkeypatch, tmp_path):
+def test_rows_of_students_are_in_natural_order(made):
+    rows = {name: changed(loss="l1") for name in ("8 steps", "128 steps", "64 steps")}
+    found = students.of(made._replace(config=config(**rows)))
+    assert [student.row for student in found] == ["8 steps", "64 steps", "128 steps"]
+
+
+def test_an_interrupted_student_stops_the_study(made, monkeypatch):
     monkeypatch.setattr(commands, "fit", lambda run: False)
     rows = {"local": changed(start="local")}
     assert study.run(made._replace(config=config(**rows))) is False

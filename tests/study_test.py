@@ -64,6 +64,24 @@ def test_a_finished_row_is_not_measured_again(made, monkeypatch):
     assert cells(made)["euler", 3]["values"] == before["euler", 3]["values"]
 
 
+def test_rows_are_means_over_sampling_seeds(made):
+    """Of two seeds: the mean of what each gives alone, and the distance to the first one's reference."""
+    alone = {}
+    for seeds in ((0,), (1,), (0, 1)):
+        one = config()
+        one.study.solvers, one.evaluation.seeds = {"euler": dict(name="euler", nfe=(3,))}, seeds
+        run = made._replace(config=one, workdir=made.workdir.with_name(f"seeds{len(alone)}"))
+        assert study.run(run)
+        alone[seeds] = cells(run)["euler", 3]
+    first, second, both = alone.values()
+    assert first["deviations"] == {} and both["distance"] == first["distance"] != second["distance"]
+    for column, value in both["values"].items():
+        given = [first["values"][column], second["values"][column]]
+        np.testing.assert_allclose([value, both["deviations"][column]], [np.mean(given), np.std(given)])
+    assert any(both["deviations"].values())
+    assert " ± " in (made.workdir.with_name("seeds2") / "report.md").read_text()
+
+
 def test_a_damaged_row_is_named(made):
     path = made.workdir / "rows" / "euler_20.json"
     content = path.read_bytes()
@@ -125,8 +143,7 @@ def test_a_study_and_an_experiment_have_their_own_commands(capsys):
     assert "run it with launch/main.py" in capsys.readouterr().err
 
 
-def test_rows_compare_images_of_the_same_noise(made):
-    """The first rows of a report are reproducible: the reference depends on seed and index only."""
+def test_the_reference_depends_on_seed_and_index_only(made):
     with np.load(made.workdir / "reference.npz") as archive:
         kept = archive["values"]
     (made.workdir / "reference.npz").unlink()

@@ -46,7 +46,7 @@ class Options(NamedTuple):
     start: str = "global"  # a step starts where the last one led; "local": at the teacher's state
     loss: str = "l1"  # or "l2"
     lpips: Mapping | None = None  # `Lpips`, a second term of the last step; None: the first alone
-    nfe: Sequence[int] = ()  # calls of the samplers; () for one sampler a number of levels
+    nfe: Sequence[int] = ()  # calls of the samplers, unguided; () for one sampler a number of levels
     guidance: Mapping = {}  # of the samplers, `sampling.Guidance`; of several scales, each has its own
 
 
@@ -202,6 +202,32 @@ def build(config, parts: Parts) -> Method:
     )
 
 
+def check_teacher(config: Mapping, above: Mapping) -> None:
+    """Raises ValueError if the teacher would not be told the number of levels that it walks, as SFD-v's is.
+
+    Args:
+      config: this method's section.
+      above: the section of the method that trains the teacher.
+    """
+    config, told = registry.options(Options, config, "method sfd"), config.get("teacher", {}).get("stamps")
+    conditioned = above.get("name") == "sfd" and above.get("conditioned", False)
+    if not conditioned:
+        if told is not None:
+            raise ValueError(
+                f"method sfd: teacher.stamps is {told}, and the teacher was not trained to be told a number of "
+                "levels; leave it out."
+            )
+        return
+    known = _counts(above["stamps"])
+    walked = {(config.extra + 1) * (n - 1) + 1 for n in _counts(config.stamps)}
+    if told not in known or walked != {told}:
+        raise ValueError(
+            f"method sfd: the teacher was trained to be told {', '.join(map(str, known))} levels; it walks "
+            f"{', '.join(map(str, sorted(walked)))} here, and teacher.stamps is {told}; choose stamps, extra "
+            "and teacher.stamps so that it walks and is told one of these."
+        )
+
+
 def recording(config, parts: Parts) -> Recording:
     """The states T_1..T_{n-1} of every number of levels n in turn, from the same latents.
 
@@ -255,10 +281,15 @@ def calls(stamps: int, afs: bool) -> int:
     return stamps - 1 - afs
 
 
+def _counts(stamps: int | Sequence[int]) -> tuple[int, ...]:
+    """Numbers of levels, of one or of several."""
+    return (stamps,) if isinstance(stamps, int) else tuple(stamps)
+
+
 def _settled(config, parts: Parts) -> tuple[Options, tuple[int, ...], nested.Teacher, dict[int, nested.Path]]:
     """Options, numbers of levels, and how teacher and student walk them. Raises: ValueError as `build`."""
     config = registry.options(Options, config, "method sfd")
-    counts = (config.stamps,) if isinstance(config.stamps, int) else tuple(config.stamps)
+    counts = _counts(config.stamps)
     _check(config, counts)
     teacher, schedule = nested.teacher_of(config.teacher), schedules.build(config.schedule)
     paths = {n: nested.path_of(schedule, n, config.extra) for n in counts}

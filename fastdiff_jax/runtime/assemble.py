@@ -5,11 +5,12 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from fastdiff_jax import precond, registry
+from fastdiff_jax import averages, precond, registry
+from fastdiff_jax.data import augment
 from fastdiff_jax.losses import matching
-from fastdiff_jax.runtime import experiment, optimizers, perceptual
+from fastdiff_jax.runtime import experiment, optimizers, perceptual, posthoc
 from fastdiff_jax.solvers import schedules
-from fastdiff_jax.types import Data, Method, Model, Parts, PhasePrecond, Precond
+from fastdiff_jax.types import Augment, Data, Method, Model, Parts, PhasePrecond, Precond
 
 
 class Job(NamedTuple):
@@ -58,17 +59,41 @@ def assemble(config: ConfigDict, outline: bool = False) -> Job:
         labels=labels,
         schedule=schedules.build(config.schedule) if "schedule" in config else None,
         objective=matching.build(config.objective) if "objective" in config else None,
+        augment=augmentation(config),
     )
     build = registry.load("methods", method.name)
+    trained, kept = build(method.to_dict(), parts), posthoc.options(config)
     prerequisites = {"teacher": config.get("teacher"), "initial": config.get("init_from")}
     return Job(
         config,
         data,
         classes,
         parts,
-        build(method.to_dict(), parts),
+        averages.tracked(trained, kept.gammas) if kept else trained,
         {k: v for k, v in prerequisites.items() if v},
     )
+
+
+def augmentation(config: ConfigDict) -> Augment | None:
+    """What `config.augment` does to a teacher's training images; None if it is not given.
+
+    Raises: ValueError for unknown settings, another method, and a network that is not told of it.
+    """
+    if not config.get("augment"):
+        return None
+    if config.method.name != "teacher":
+        raise ValueError(
+            f"config.augment changes the training images of teachers, and method {config.method.name} does "
+            "without; delete it here, and set it in the teacher's config."
+        )
+    pipe = augment.pipe(config.augment.to_dict())
+    told = resolved(config.models.student.to_dict(), config)["network"].get("augment_dim", 0)
+    if told != pipe.labels:
+        raise ValueError(
+            f"config.augment tells the network {pipe.labels} numbers an image, and the student's network takes "
+            f"{told}; set its augment_dim={pipe.labels}."
+        )
+    return pipe
 
 
 def data_set(config: ConfigDict, outline: bool = False) -> Data:
@@ -117,6 +142,8 @@ def check_processes(config: ConfigDict) -> None:
     """
     for role, request in config.models.items():
         key = "teacher" if role == "teacher" or "like" in request else "init_from"
+        if role == "discriminator":
+            continue  # it reads features and has weights of its own
         if not config.get(key) or ("like" not in request and "precond" not in request):
             continue
         reference = config.get(key)

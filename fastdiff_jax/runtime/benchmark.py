@@ -1,13 +1,17 @@
-"""Speed of an experiment: compile seconds, ms per training step, images per second of each sampler, memory."""
+"""Speed of an experiment: compile seconds, ms per training step, images per second of each sampler, memory.
+
+Or of one forward pass of its network alone, which needs a small part of the memory of training.
+"""
 
 import os
 import resource
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from fastdiff_jax import rng
+from fastdiff_jax import precond, rng, trees
 from fastdiff_jax.metrics import timing
 from fastdiff_jax.runtime import commands, compile, generate, progress, recorded
 from fastdiff_jax.runtime import mesh as meshes
@@ -37,6 +41,38 @@ def run(run: Experiment, steps: int) -> None:
             f"{speed.median:.3g} ms/image (best {speed.best:.3g}), {1e3 / speed.median:.4g} images/s"
         )
     progress.say(f"peak memory: {peak_bytes() / 2**20:.0f} MiB")
+
+
+def forward(run: Experiment, images: int, steps: int) -> None:
+    """Prints what one call of the trained network costs for so many images, on one device.
+
+    Weights are random, of the network's own shapes; labels are zeros. Nothing is trained.
+    """
+    job = assemble(run.config, outline=True)
+    role = next(role for role in job.parts.models if role != "teacher" or len(job.parts.models) == 1)
+    model = job.parts.models[role]
+    x = jnp.zeros((images, *precond.input_shape(model, job.parts.shape)))
+    cond = {"label": jnp.zeros((images, job.classes))} if job.classes else {}
+    shapes = jax.eval_shape(model.network.init, rng.root(0, "init"), x, cond)
+    progress.say(
+        f"{run.name}: network {role}, {trees.parameters(shapes):,} parameters, {trees.nbytes(shapes):,} bytes, "
+        f"{images} image(s) of {'x'.join(map(str, x.shape[1:]))} on one {jax.devices()[0].device_kind} device, "
+        f"{os.cpu_count()} host cores"
+    )
+    arguments = jax.device_put((noise(shapes), x, jnp.zeros(images), cond))
+    before, begun = peak_bytes(), time.perf_counter()
+    call = jax.jit(lambda *given: model.network.apply(*given)).lower(*arguments).compile()
+    compiled, seconds = time.perf_counter() - begun, []
+    for _ in range(steps + 1):
+        begun = time.perf_counter()
+        jax.block_until_ready(call(*arguments))
+        seconds.append(time.perf_counter() - begun)
+    flops = (call.cost_analysis() or {}).get("flops", 0.0)
+    progress.say(
+        f"forward pass: compile {compiled:.1f} s, first {seconds[0]:.2f} s, median of {steps} more "
+        f"{np.median(seconds[1:]):.2f} s (best {min(seconds[1:]):.2f}), {flops:.4g} FLOPs"
+    )
+    progress.say(f"peak memory: {peak_bytes() / 2**20:.0f} MiB ({before / 2**20:.0f} MiB before compiling)")
 
 
 def training(

@@ -8,18 +8,20 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from fastdiff_jax import rng, trees
-from fastdiff_jax.data import pipeline
+from fastdiff_jax import registry, rng, trees
+from fastdiff_jax.data import unseen
 from fastdiff_jax.metrics import features
 from fastdiff_jax.runtime import (
     checkpoint,
     compile,
     evaluate,
     experiment,
+    feed,
     files,
     generate,
     loop,
     perceptual,
+    posthoc,
     progress,
     recorded,
     report,
@@ -38,6 +40,7 @@ def train(run: Experiment) -> bool:
 
     Returns: False if SIGTERM stopped it (after saving).
     """
+    unseen.check(run.name, run.config.data.name)
     check(run)
     evaluate.check(assemble(run.config, outline=True), meshes.make(run.config.mesh))
     if not (finished(run) or fit(run)):
@@ -64,7 +67,25 @@ def check(run: Experiment) -> None:
     for reference in job.prerequisites.values():
         basis = experiment.prerequisite(reference, run.workdir)
         settings.check(basis.config)
-        check(basis)
+        check_images(job, run, basis)
+        check_teacher = registry.optional("methods", run.config.method.name, "check_teacher")
+        if check_teacher is not None:
+            check_teacher(run.config.method.to_dict(), basis.config.method.to_dict())
+        if experiment.folder(reference) is None:  # else it is finished, and perhaps not this user's to write
+            check(basis)
+
+
+def check_images(job: Job, run: Experiment, basis: Experiment) -> None:
+    """Raises ValueError if a run builds on weights for images of another size, or of other classes."""
+    theirs = assemble(basis.config, outline=True)
+    for what, there, here in (
+        ("images", theirs.data.shape, job.data.shape), ("classes", theirs.classes, job.classes),
+    ):  # fmt: skip
+        if there != here:
+            raise ValueError(
+                f"{basis.name} is for {what} {there}, and the data of {run.name} have {here}; name weights "
+                "that were made for such data, or other data."
+            )
 
 
 def fit(run: Experiment) -> bool:
@@ -79,10 +100,8 @@ def fit(run: Experiment) -> bool:
     frozen, initial = starting_weights(job, run, mesh)
     recorded.check(job, frozen)
     progress.say(f"{run.name}: training to step {train.steps} in {run.workdir}")
-    index, count = jax.process_index(), jax.process_count()
-    batches = pipeline.batches(
-        job.data, train.batch_size // count, run.config.seed, shard=(index, count)
-    )
+    kept = posthoc.options(run.config)
+    batches = feed.batches(job)
     begun = time.perf_counter()
     with checkpoint.Store(
         run.workdir, run.config.to_dict(), keep=train.keep, milestones=train.milestones or None
@@ -93,6 +112,7 @@ def fit(run: Experiment) -> bool:
             job.method, frozen, batches, initial=initial, seed=run.config.seed, steps=train.steps,
             batch_size=train.batch_size, mesh=mesh, store=store, writer=logs,
             log_every=train.log_every, save_every=train.save_every, patience=train.patience,
+            snapshot_every=kept.every if kept else 0, snapshot=posthoc.of(kept),
         )  # fmt: skip
         sessions.record(run.workdir, first, outcome.step, time.perf_counter() - begun)
         if outcome.finished:
@@ -202,7 +222,8 @@ def sample(
 ) -> None:
     """Writes `images` (num,...) and, if there are classes, `labels` (num,) to `out`, and a grid beside it.
 
-    Images are as the data stores them: uint8 (N,H,W,C).
+    Images are as the data stores them: uint8 (N,H,W,C). With a width in config.evaluation.sigma_rel, they are
+    drawn from the average of that width.
     Raises: ValueError for an unknown sampler or label, a file that cannot be written, or if nothing
       is trained yet.
     """
@@ -210,7 +231,11 @@ def sample(
         raise ValueError(f"--out names a file that ends in .npz; got {str(out)!r}.")
     experiment.check_writable(out.parent, "--out")
     job, mesh = assemble(run.config), meshes.make(run.config.mesh)
+    posthoc.check(run.config)
+    if len(widths := run.config.evaluation.get("sigma_rel", ())) > 1:
+        raise ValueError(f"samples are drawn from one average; got {len(widths)} of evaluation.sigma_rel.")
     weights = product(job, run, mesh)
+    weights = posthoc.reconstructed(run, weights, widths[0]) if widths else weights
     samplers = job.method.samplers
     name = name or next(iter(samplers), None)
     if name not in samplers:
@@ -258,7 +283,7 @@ def dry_run(run: Experiment) -> None:
         f"{run.name}: method {run.config.method.name}, {batch_size} images a step, "
         f"{mesh.size} {jax.default_backend()} device(s)"
     )
-    progress.say(f"parameters of the product: {trees.count(weights):,}")
+    progress.say(f"parameters of the product: {trees.parameters(weights):,}")
     for title, tree, placed in (
         ("product", weights, job.method.weights(layout)),
         ("state", state, layout),
@@ -282,7 +307,11 @@ def dry_run(run: Experiment) -> None:
 
 
 def measure(run: Experiment) -> None:
-    """Evaluates the finished experiment and writes report.md, report.png and card.json."""
+    """Evaluates the finished experiment and writes report.md, report.png and card.json.
+
+    Raises: ValueError if its data are not known, as those of converted weights.
+    """
+    unseen.check(run.name, run.config.data.name)
     job, mesh = assemble(run.config), meshes.make(run.config.mesh)
     weights = product(job, run, mesh)
     frozen, _ = starting_weights(job, run, mesh)

@@ -5,9 +5,9 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from fastdiff_jax.metrics import features, panels, samples
 from fastdiff_jax.runtime import (
@@ -15,13 +15,15 @@ from fastdiff_jax.runtime import (
     experiment,
     files,
     generate,
+    posthoc,
     progress,
+    protocols,
     report,
     results,
     sessions,
 )
 from fastdiff_jax.runtime import mesh as meshes
-from fastdiff_jax.runtime.assemble import Job
+from fastdiff_jax.runtime.assemble import Job, data_set
 from fastdiff_jax.runtime.experiment import Experiment
 from fastdiff_jax.solvers import sampling
 from fastdiff_jax.types import Frozen, Params, Sampler
@@ -30,21 +32,24 @@ from fastdiff_jax.types import Frozen, Params, Sampler
 def by_samples(run: Experiment, job: Job, weights: Params, frozen: Frozen, mesh: Mesh) -> None:
     """Samples with the run's own samplers and with its teacher's, measures them, and writes the report."""
     begun, settings, data = time.perf_counter(), run.config.evaluation, job.data
-    panel = panels.build(settings.panel.to_dict(), data)
-    plan = [(name, sampler, results.TRAINED) for name, sampler in job.method.samplers.items()]
-    if "teacher" in job.parts.models:
+    panel = panels.build(settings.panel.to_dict(), data, (meshes.whole(mesh), meshes.rows(mesh)))
+    student = "teacher" in job.parts.models
+    kind = results.TRAINED if student else results.TEACHER  # a teacher's own report compares its samplers
+    plan = [(name, sampler, kind, weights) for name, sampler in job.method.samplers.items()]
+    for width in settings.get("sigma_rel", ()):
+        other = posthoc.reconstructed(run, weights, width)
         plan += [
-            (name, sampler, results.TEACHER) for name, sampler in teacher_samplers(job).items()
+            (f"sigma_rel {width:g}, {name}", sampler, kind, other)
+            for name, sampler in job.method.samplers.items()
         ]
-    else:  # a teacher's own report compares its samplers
-        plan = [(name, sampler, results.TEACHER) for name, sampler, _ in plan]
+    plan += [(name, sampler, results.TEACHER, weights) for name, sampler in teacher_samplers(job).items()]
     floors = spread([panel.floor(settings.num, seed) for seed in range(3)])
     rows = [results.Row(panel.floor_name, floors, results.REFERENCE)]
     batches = len(settings.seeds) * math.ceil(settings.num / settings.batch_size)
     with progress.count(len(plan) * batches, "batch") as bar:
-        for name, sampler, kind in plan:
+        for name, sampler, kind, made in plan:
             bar.set_description(name)
-            rows.append(row(name, sampler, kind, weights, frozen, job, panel, mesh, bar.update))
+            rows.append(row(name, sampler, kind, made, frozen, job, panel, mesh, bar.update))
     table = results.Report(
         title=run.name,
         rows=rows,
@@ -72,13 +77,16 @@ def row(name: str, sampler: Sampler, kind: str, weights: Params, frozen: Frozen,
     """One line of the table: samples with every seed, each set measured by the panel."""
     settings, sets, speeds, first = job.config.evaluation, [], [], None
     maker = generate.generator(sampler, weights, frozen, job.classes, settings.batch_size, mesh)
-    for seed in settings.seeds:
-        labels = generate.labels_of(job.data, seed, settings.num)
-        stored, seconds = generate.images(maker, seed, labels, job.data.encode, tick)
+    for repeat in protocols.repeats(settings):
+        labels = protocols.labels(settings, job.data, repeat)
+        stored, seconds = generate.images(maker, repeat.seed, labels, job.data.encode, tick, repeat.first)
         sets.append(panel.measure(stored, labels))
         speeds.append(1e3 * seconds)
         first = first or (stored[:1024], labels[:1024] if job.classes else None)
-    return results.Row(name, spread(sets), kind, sampler.nfe, min(speeds), *first)
+    least = {}
+    if protocols.sampling(settings) == protocols.EDM:
+        least = {column: min(one[column] for one in sets) for column in panel.nets}
+    return results.Row(name, spread(sets), kind, sampler.nfe, min(speeds), *first, least)
 
 
 def spread(sets: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
@@ -110,6 +118,8 @@ def provenance(
 ) -> results.Provenance:
     """Where the numbers of a report come from."""
     settings, runs = run.config.evaluation, lineage(run, job)
+    note = job.data.note
+    notes = [f"The data are a {note}: distances do not compare with published ones."] if note else []
     products = {one.name: checkpoint.product(one.workdir) for one in runs}
     return results.Provenance(
         config=run.name,
@@ -117,30 +127,34 @@ def provenance(
         fingerprint=job.data.fingerprint,
         features=panel.nets,
         num=settings.num,
-        seeds=tuple(settings.seeds),
-        quantiser=job.data.encode.__doc__.splitlines()[0],
+        seeds=tuple(protocols.seeds(settings)),
+        quantiser=protocols.quantiser(job.data),
         steps={name: product.step for name, product in products.items()},
         seconds={f"training {one.name}": sessions.seconds(one.workdir) for one in runs}
         | {"evaluation": seconds},
         more={
             "training_seed": run.config.seed,
             "weights": {name: product.fingerprint for name, product in products.items()},
+            "protocol": protocols.described(settings, job.data, panel),
         },
-        remarks=job.method.remarks,
+        remarks=(*job.method.remarks, *panel.remarks, *notes),
     )
 
 
 def by_held_out(run: Experiment, job: Job, weights: Params, frozen: Frozen, mesh: Mesh) -> None:
     """Tests a feature net on held-out images; writes its weights, features.safetensors, and report.md."""
     del frozen, mesh
-    held_out = job.data.reference["split"] == 1
+    images, labels = held_out(run, job)
     request = run.config.models.classifier.network.to_dict()
     network = job.parts.models["classifier"].network
-    levels = np.zeros(held_out.sum(), np.float32)
-    logits = jax.jit(network.apply)(
-        weights, job.data.decode(job.data.reference["image"][held_out]), levels, {}
-    )
-    accuracy = samples.agreement(np.asarray(logits), job.data.reference["label"][held_out])
+
+    def apply(params, images):
+        logits = network.apply(params, images, np.zeros(len(images), np.float32), {})
+        return logits, logits
+
+    net = features.Features(run.name, "", job.classes, weights, apply, {})
+    _, logits = features.extractor(net, job.data.decode)(images)
+    accuracy = samples.agreement(logits, labels)
     about = features.metadata(
         request,
         job.data.shape,
@@ -152,11 +166,28 @@ def by_held_out(run: Experiment, job: Job, weights: Params, frozen: Frozen, mesh
     content = features.serialise(weights, about)
     files.write(run.workdir / "features.safetensors", content)
     text = (
-        f"{run.name}: {accuracy:.1%} of {held_out.sum()} held-out images; features.safetensors has sha256 "
+        f"{run.name}: {accuracy:.1%} of {len(labels)} held-out images; features.safetensors has sha256 "
         f"{hashlib.sha256(content).hexdigest()}"
     )
     files.write(run.workdir / "report.md", f"# {run.name}\n\n{text}\n".encode())
     progress.say(text)
+
+
+def held_out(run: Experiment, job: Job) -> tuple[np.ndarray, np.ndarray]:
+    """Stored images and labels that a feature net was not trained on: another split's, or the reference's own.
+
+    Raises: ValueError if there are none.
+    """
+    if split := run.config.evaluation.get("split", ""):
+        data = run.config.data.to_dict() | {"split": split}
+        other = data_set(ConfigDict({"data": data})).reference
+        return other["image"], other["label"]
+    chosen = job.data.reference["split"] == 1
+    if not chosen.any():
+        raise ValueError(
+            f"{job.data.name} holds no images back; name another split of it as config.evaluation.split."
+        )
+    return job.data.reference["image"][chosen], job.data.reference["label"][chosen]
 
 
 KINDS = {"samples": by_samples, "features": by_held_out}
@@ -168,6 +199,8 @@ def check(job: Job, mesh: Mesh) -> None:
     if settings.kind not in KINDS:
         raise ValueError(f"no kind of evaluation {settings.kind!r}; known: {', '.join(KINDS)}.")
     meshes.check_divides(settings.batch_size, mesh, "evaluation.batch_size")
+    posthoc.check(job.config)
+    protocols.check(settings)
     if settings.kind == "samples":
         panels.check(settings.panel.to_dict(), job.data)
         teacher_samplers(job)

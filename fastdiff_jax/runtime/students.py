@@ -1,5 +1,6 @@
 """Rows of a study that are trained: each is an experiment of its own, with a cost stated three ways."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,7 +9,7 @@ from jax.sharding import Mesh
 
 from fastdiff_jax import registry
 from fastdiff_jax.data import pairs
-from fastdiff_jax.runtime import commands, experiment, recorded, results, sessions, settings
+from fastdiff_jax.runtime import commands, experiment, recorded, report, results, sessions, settings
 from fastdiff_jax.runtime.assemble import Job, assemble
 from fastdiff_jax.runtime.experiment import Experiment
 from fastdiff_jax.types import Frozen, Params
@@ -42,13 +43,18 @@ class Cost(NamedTuple):
 
 def of(study: Experiment) -> list[Student]:
     """A study's students in the table's order. Raises: ValueError for configs that cannot be."""
-    found = []
-    for row, given in (study.config.study.get("students") or {}).items():
+    found, rows = [], (study.config.study.get("students") or {}).items()
+    for row, given in sorted(rows, key=lambda item: _natural(item[0])):
         student = registry.options(settings.Student, given.to_dict(), f"student {row}")
         for reference in student.references():
             run = experiment.changed(reference, student.changes or {}, study.workdir)
             found.append(Student(row, run))
     return found
+
+
+def _natural(name: str) -> list:
+    """Sort key by which numbers in names are numbers; a ConfigDict has its keys in the order of letters."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def check(students: Sequence[Student], basis: Experiment, mesh: Mesh) -> None:
@@ -199,7 +205,8 @@ def against(cells: Sequence, rows: Sequence[str], column: str) -> list[str]:
     for cell in cells:
         if cell.solver in rows:
             value, best = cell.values[column], best_free(free, cell.nfe, column)
-            parts = [cell.solver, str(cell.nfe), results.number(value), "none", "", ""]
+            text = report.spread(value, cell.deviations.get(column, 0.0))
+            parts = [cell.solver, str(cell.nfe), text, "none", "", ""]
             if best is not None:
                 parts[3] = f"{best.solver} {results.number(best.values[column])}"
                 parts[4] = ratio(value / best.values[column])
@@ -227,5 +234,6 @@ def _most(free: Sequence) -> str:
 NOTE = (
     "Wall time of training, compilation included and the making of recordings not; images drawn, of data-free "
     "methods the trajectories begun; network evaluations on one image, a forward pass counted as 1 and a "
-    "gradient as 3. A student's figures are with all that it builds on but the teacher."
+    "gradient as 3; feature networks in a loss are not counted. A student's figures are with all that it "
+    "builds on but the teacher."
 )

@@ -124,6 +124,29 @@ def edm_zip(name: str, size: int, labels: int = 0) -> dict:
                 max_reference=0, in_memory=False)  # fmt: skip
 
 
+def faces64(config: ConfigDict, name: str, architecture: str, dropout: float) -> None:
+    """EDM's settings for FFHQ and AFHQv2 at 64x64 (arXiv:2206.00364, App. F), which FDM takes over.
+
+    Args:
+      name: of the zip; unlabelled.
+      architecture: "ddpmpp" or "ncsnpp".
+    """
+    config.data = edm_zip(name, 64)
+    network = dict(
+        name="song", architecture=architecture, model_channels=128, channel_mult=(1, 2, 2, 2), num_blocks=4,
+        attn_resolutions=(16,), dropout=dropout, augment_dim=9, dtype="float32",
+    )  # fmt: skip
+    config.models = dict(student=dict(network=network, precond=dict(name="edm", sigma_data=0.5)))
+    config.augment = dict(name="edm", p=0.15)
+    config.method = dict(name="teacher", ema_half_life=500e3, ema_ramp=0.05, label_dropout=0.0, accumulation=1)
+    config.method.samplers = usual_samplers(79)
+    config.optimizers = dict(student=dict(name="adam", learning_rate=2e-4, ramp_images=10e6))
+    config.train.update(batch_size=256, steps=200_000_000 // 256, log_every=100, save_every=10000)
+    config.evaluation.panel.features.px = dict(name="pixels", pool=8)  # 192 dimensions, not 12288
+    config.evaluation.panel.nearest = False  # tens of thousands against each other
+    config.evaluation.update(num=50000, batch_size=500)
+
+
 def study(teacher: str) -> ConfigDict:
     """Sections of a study of a trained teacher's samplers; `study` itself is its own."""
     config = ConfigDict()

@@ -12,21 +12,6 @@ def get_config(arg="full"):
     """
     given = common.words(arg, "vp", "ve")
     config = common.base()
-    config.data = common.edm_zip("ffhq-64x64", 64)
-    network = dict(
-        name="song", architecture=common.architecture(given), model_channels=128, channel_mult=(1, 2, 2, 2),
-        num_blocks=4, attn_resolutions=(16,), dropout=0.05, augment_dim=9, dtype="float32",
-    )  # fmt: skip
-    config.models = dict(student=dict(network=network, precond=dict(name="edm", sigma_data=0.5)))
+    common.faces64(config, "ffhq-64x64", common.architecture(given), dropout=0.05)
     config.objective = dict(name="edm", p_mean=-1.2, p_std=1.2, sigma_data=0.5)
-    config.augment = dict(name="edm", p=0.15)
-    config.method = dict(
-        name="teacher", ema_half_life=500e3, ema_ramp=0.05, label_dropout=0.0, accumulation=1
-    )
-    config.method.samplers = common.usual_samplers(79)
-    config.optimizers = dict(student=dict(name="adam", learning_rate=2e-4, ramp_images=10e6))
-    config.train.update(batch_size=256, steps=200_000_000 // 256, log_every=100, save_every=10000)
-    config.evaluation.panel.features.px = dict(name="pixels", pool=8)  # 192 dimensions, not 12288
-    config.evaluation.panel.nearest = False  # tens of thousands against each other
-    config.evaluation.update(num=50000, batch_size=500)
     return common.smoke(config) if "smoke" in given else config

@@ -577,3 +577,15 @@ def test_classifier_reaches_the_protocols_accuracy(tmp_path):
     assert samples.agreement(logits[SPLIT == 1], labels[SPLIT == 1]) >= 0.972
     assert 2.5 < fd(found[SPLIT == 0], found[SPLIT == 1]) < 11  # 5.6 with the recorded weights
     assert 0.1 < fd(found[SPLIT == 0], found) < 0.5  # 0.23
+
+
+def test_the_real_set_s_balls_are_found_once(monkeypatch):
+    real, fakes = np.random.default_rng(0).normal(size=(40, 3)), np.random.default_rng(1).normal(size=(2, 30, 3))
+    expected = [precision_recall.precision_recall(np.float32(real), np.float32(fake)) for fake in fakes]
+    sizes, found = [], precision_recall.squared_radii
+    monkeypatch.setattr(
+        precision_recall, "squared_radii", lambda points, k: sizes.append(len(points)) or found(points, k)
+    )
+    metric = precision_recall.metric(real)
+    got = [metric.compute(metric.update(metric.init(), {}, {"features": fake})) for fake in fakes]
+    assert got == expected and sorted(sizes) == [30, 30, 40]

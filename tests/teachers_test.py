@@ -14,14 +14,14 @@ from fastdiff_jax.runtime import (
     checkpoint,
     command_line,
     commands,
-    comparison,
+    curves,
     experiment,
     settings,
     study,
     teachers,
 )
 from fastdiff_jax.runtime import mesh as meshes
-from fastdiff_jax.runtime.comparison import Point
+from fastdiff_jax.runtime.curves import Point
 
 
 def config(**rows):
@@ -218,20 +218,20 @@ def points(**rows):
 
 def found_in(**rows):
     baselines = {row: "" if row == "base" else "base" for row in rows}
-    return comparison.Study(points(**rows), baselines, ("fd",), ("heun", 7))
+    return curves.Study(points(**rows), baselines, ("fd",), ("heun", 7))
 
 
 def test_images_to_a_distance_are_interpolated():
     images = np.array([1.0, 2.0, 4.0])
     for level, expected in ((5.0, 1.5), (3.0, 3.0), (2.0, 4.0), (6.0, 1.0), (9.0, 1.0), (1.9, None)):
-        assert comparison.reached(images, np.array([6.0, 4.0, 2.0]), level) == expected
-    assert comparison.reached(images, np.array([6.0, 2.0, 5.0]), 4.0) == 1.5  # the first crossing counts
+        assert curves.reached(images, np.array([6.0, 4.0, 2.0]), level) == expected
+    assert curves.reached(images, np.array([6.0, 2.0, 5.0]), 4.0) == 1.5  # the first crossing counts
 
 
 @given(st.lists(st.floats(0.1, 10), min_size=2, max_size=6), st.floats(0.1, 10))
 def test_the_curve_has_the_distance_where_it_is_said_to(values, level):
     images = np.arange(1.0, len(values) + 1)
-    there = comparison.reached(images, np.array(values), level)
+    there = curves.reached(images, np.array(values), level)
     if there is None:
         assert min(values) > level
     elif there > 1:
@@ -243,38 +243,38 @@ def test_the_curve_has_the_distance_where_it_is_said_to(values, level):
 def test_pairs_are_by_seed():
     """Seed 0 gains 1, seed 1 gains 3; the mean curves are (6, 5, 3) and (6, 3, 1)."""
     found = found_in(base={0: (5, 4, 2), 1: (7, 6, 4)}, ours={0: (6, 3, 1), 1: (6, 3, 1)})
-    one = comparison.pair(found, "ours", "base", "fd")
-    assert one.differences.tolist() == [-1, -3] and comparison.spread(one.differences) == (-2, np.sqrt(2))
+    one = curves.pair(found, "ours", "base", "fd")
+    assert one.differences.tolist() == [-1, -3] and curves.spread(one.differences) == (-2, np.sqrt(2))
     assert one.ratio == 2 / 4 and one.ratios == [3 / 4, (1 + 2 / 3) / 4] and one.converse is None
     assert one.verdict == "better (lower with 2 of 2 seeds)"
 
 
 def test_losses_are_reported():
     found = found_in(base={0: (5, 3, 1), 1: (5, 3, 1)}, ours={0: (6, 5, 3), 1: (6, 5, 2.5)})
-    one = comparison.pair(found, "ours", "base", "fd")
+    one = curves.pair(found, "ours", "base", "fd")
     assert one.verdict == "worse (lower with 0 of 2 seeds)" and one.ratio is None
     assert one.converse == (2 + 2 * 0.25 / 2) / 4
-    (line,) = comparison.summary(found)
+    (line,) = curves.summary(found)
     assert "worse" in line and "does not reach the baseline's last distance" in line
-    assert "| not reached | not reached, not reached | 0.56 |" in comparison.against(found, "fd")[-1]
+    assert "| not reached | not reached, not reached | 0.56 |" in curves.against(found, "fd")[-1]
     mixed = found_in(base={0: (5, 3, 1), 1: (5, 3, 1)}, ours={0: (6, 5, 3), 1: (6, 5, 0.5)})
-    verdict = comparison.pair(mixed, "ours", "base", "fd").verdict
+    verdict = curves.pair(mixed, "ours", "base", "fd").verdict
     assert verdict == "no clear difference (lower with 1 of 2 seeds)"
 
 
 def test_rows_without_a_common_seed_are_refused():
     found = found_in(base={0: (5, 3, 1)}, ours={1: (6, 5, 3)})
     with pytest.raises(ValueError, match="no training seed in common"):
-        comparison.pair(found, "ours", "base", "fd")
+        curves.pair(found, "ours", "base", "fd")
 
 
 def test_calls_to_a_distance_are_the_fewest():
     def ends(row, values):
         return [Point(row, 0, 4, "heun", nfe, {"fd": value}, 1.0, 0.0) for nfe, value in values.items()]
 
-    found = comparison.Study(
+    found = curves.Study(
         ends("base", {7: 5.0, 11: 4.0, 35: 3.0}) + ends("ours", {7: 3.5, 11: 2.9, 35: 2.8}),
         {"base": "", "ours": "base"}, ("fd",), ("heun", 7),
     )  # fmt: skip
-    assert comparison.fewest(found, "ours", "base", "fd", "heun") == (35, 11)
-    assert comparison.fewest(found, "base", "ours", "fd", "heun") == (35, None)
+    assert curves.fewest(found, "ours", "base", "fd", "heun") == (35, 11)
+    assert curves.fewest(found, "base", "ours", "fd", "heun") == (35, None)

@@ -107,6 +107,9 @@ def images(config, data: Data, shardings: tuple | None = None) -> Panel:
         else frechet.statistics(frechet.gathered(_parts(real[name])))
         for name in nets
     }
+    if settings.manifold:
+        usual = precision_recall.Settings(k=settings.k)
+        manifold = precision_recall.metric(real[settings.manifold], usual)
     if settings.nearest:
         training = data.decode(data.reference["image"][data.reference["split"] == 0])
 
@@ -116,9 +119,7 @@ def images(config, data: Data, shardings: tuple | None = None) -> Panel:
             if measure.features == column:
                 found[name] = measure.metric(real.get(column), num)
         if column == settings.manifold:
-            found[MANIFOLD] = precision_recall.metric(
-                real[column], precision_recall.Settings(k=settings.k)
-            )
+            found[MANIFOLD] = manifold
         return found
 
     def measure(stored, labels):

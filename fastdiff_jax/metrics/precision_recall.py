@@ -1,5 +1,6 @@
 """Precision, recall, density and coverage from nearest-neighbour balls, in host float64."""
 
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ NEAR = 1e-9  # relative gap under which a product-form distance does not decide 
 
 
 def precision_recall(
-    real: np.ndarray, fake: np.ndarray, *, k: int = 3, strict: bool = False
+    real: np.ndarray, fake: np.ndarray, *, k: int = 3, strict: bool = False, radii: np.ndarray | None = None
 ) -> dict[str, float]:
     """How much of each set lies in the k-nearest-neighbour balls of the other.
 
@@ -28,6 +29,7 @@ def precision_recall(
       real, fake: (N,D) and (M,D), finite.
       strict: inside means d < r (package prdc, and the SFD repository) rather than d <= r (the
         paper, StyleGAN, torch-fidelity). They differ at ties only.
+      radii: (N,) `squared_radii` of `real` less its first point, if known: of large sets they take minutes.
     Returns: {"precision", "recall", "density", "coverage"}.
     Raises: ValueError if k is not below the size of both sets, or the dimensions differ.
     Source: arXiv:1904.06991 (k = 3); density and coverage: arXiv:2002.09797 (k = 5, strict).
@@ -39,12 +41,12 @@ def precision_recall(
         )
     # A product loses what a common offset dwarfs; shifting by a point keeps copies equal.
     real, fake = real - real[:1], fake - real[:1]
-    real_radii, fake_radii = squared_radii(real, k), squared_radii(fake, k)
+    real_radii, fake_radii = squared_radii(real, k) if radii is None else radii, squared_radii(fake, k)
     inside = np.less if strict else np.less_equal
     in_balls, covered, recalled = np.zeros(len(fake), np.int64), 0, 0
     for rows, squares, scale in _tiles(real, fake):
-        for radii in (real_radii[rows, None], fake_radii[None]):
-            i, j = np.nonzero(np.abs(squares - radii) <= NEAR * scale)
+        for bounds in (real_radii[rows, None], fake_radii[None]):
+            i, j = np.nonzero(np.abs(squares - bounds) <= NEAR * scale)
             squares[i, j] = np.sum((real[rows][i] - fake[j]) ** 2, 1)
         in_real = inside(squares, real_radii[rows, None])
         in_balls += in_real.sum(0)
@@ -71,16 +73,23 @@ USUAL = Settings()
 def metric(real: np.ndarray, settings: Settings = USUAL) -> Metric:
     """All four against real features (N,D) as a metric of feature batches, see `frechet.metric`.
 
-    A ball of the fake set depends on all of it, so the features are kept, as float32.
+    The real set's balls are found once, however many sets are measured. A ball of the fake set depends on all
+    of it, so the features are kept, as float32.
     """
     real = np.asarray(real, np.float32)
+
+    @functools.cache
+    def radii():
+        exact = checked(real)
+        return squared_radii(exact - exact[:1], settings.k)
 
     def update(kept, frozen, batch):
         del frozen
         return [*kept, np.asarray(masked(batch), np.float32)]
 
     def compute(kept):
-        return precision_recall(real, np.concatenate(kept or [real[:0]]), k=settings.k, strict=settings.strict)
+        fake = np.concatenate(kept or [real[:0]])
+        return precision_recall(real, fake, k=settings.k, strict=settings.strict, radii=radii())
 
     return Metric(list, update, compute)
 

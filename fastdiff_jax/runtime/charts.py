@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from fastdiff_jax.runtime import comparison
+from fastdiff_jax.runtime import curves
 from fastdiff_jax.runtime.figures import (
     FLOOR_COLOR,
     REAL_COLOR,
@@ -169,7 +169,7 @@ LINES = ("-", "--", ":", "-.")  # solvers of a study of teachers
 DOTS = dict(marker="o", ms=4, mec="white", mew=0.6)
 
 
-def teachers(title: str, study: comparison.Study, floors: Mapping[str, float]) -> bytes:
+def teachers(title: str, study: curves.Study, floors: Mapping[str, float]) -> bytes:
     """The PNG of a study of teachers: each measure by training images, and at the end by network calls.
 
     A picture a baseline with the rows that are compared with it; thin lines are training seeds, thick ones and
@@ -196,10 +196,10 @@ def _row_colors(rows: Sequence[str]) -> dict[str, str]:
     return dict(zip(rows, (TEACHER_COLORS[0], TRAINED_COLORS[0], *TEACHER_COLORS[1:], *TRAINED_COLORS[1:])))
 
 
-def _curves(ax, study: comparison.Study, rows: Sequence[str], column: str) -> None:
+def _curves(ax, study: curves.Study, rows: Sequence[str], column: str) -> None:
     """A measure by training images."""
     for row, color in _row_colors(rows).items():
-        images, values = comparison.curve(study, row, column, comparison.seeds(study, row))
+        images, values = curves.curve(study, row, column, curves.seeds(study, row))
         for one in values if len(values) > 1 else ():
             ax.plot(images / 1e3, one, color=color, lw=0.7, alpha=0.45)
         ax.plot(images / 1e3, values.mean(0), color=color, lw=2, label=row, **DOTS)
@@ -207,14 +207,14 @@ def _curves(ax, study: comparison.Study, rows: Sequence[str], column: str) -> No
     ax.set_xlabel("thousand training images")
 
 
-def _ends(ax, study: comparison.Study, rows: Sequence[str], column: str) -> None:
+def _ends(ax, study: curves.Study, rows: Sequence[str], column: str) -> None:
     """A measure of the last weights by network calls; a style of line a solver."""
     calls, named = set(), set()
     for row, color in _row_colors(rows).items():
-        found = comparison.finals(study, row, column)
+        found = curves.finals(study, row, column)
         for style, solver in zip(LINES, dict.fromkeys(name for name, _ in found)):
             own = {nfe: values for (name, nfe), values in found.items() if name == solver}
-            x, means, deviations = np.array([(nfe, *comparison.spread(own[nfe])) for nfe in sorted(own)]).T
+            x, means, deviations = np.array([(nfe, *curves.spread(own[nfe])) for nfe in sorted(own)]).T
             calls |= set(x.astype(int).tolist())
             label = solver if solver not in named else None
             named.add(solver)
@@ -224,7 +224,7 @@ def _ends(ax, study: comparison.Study, rows: Sequence[str], column: str) -> None
     call_axis(ax, sorted(calls))
 
 
-def _measure_axis(ax, study: comparison.Study, column: str) -> None:
+def _measure_axis(ax, study: curves.Study, column: str) -> None:
     """The range of the values; bars may leave it, as a mean less a deviation may be near zero."""
     values = [point.values[column] for point in study.points]
     scale(ax, values)

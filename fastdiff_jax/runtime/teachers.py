@@ -16,8 +16,8 @@ from fastdiff_jax.metrics import panels
 from fastdiff_jax.runtime import (
     checkpoint,
     commands,
-    comparison,
     compile,
+    curves,
     evaluate,
     experiment,
     files,
@@ -29,7 +29,7 @@ from fastdiff_jax.runtime import (
 )
 from fastdiff_jax.runtime import mesh as meshes
 from fastdiff_jax.runtime.assemble import Job, assemble
-from fastdiff_jax.runtime.comparison import Point
+from fastdiff_jax.runtime.curves import Point
 from fastdiff_jax.runtime.experiment import Experiment
 from fastdiff_jax.runtime.study import Bench, digest, kept, row_file, sampled
 from fastdiff_jax.solvers import sampling
@@ -253,7 +253,7 @@ def write(study: Experiment, bench: Bench, teachers: Sequence[Teacher], points: 
     given = study.config.study
     baselines = {row: one.get("baseline") or "" for row, one in given.teachers.items()}
     curve = given.curve.solver, given.curve.nfe
-    found = comparison.Study(points, baselines, tuple(bench.panel.headline), curve)
+    found = curves.Study(points, baselines, tuple(bench.panel.headline), curve)
     runs = [record(one) for one in teachers]
     made = 1e-3 * bench.identity["num"] * len(bench.labels) * sum(point.ms_per_image for point in points)
     seconds = dict(
@@ -268,14 +268,14 @@ def write(study: Experiment, bench: Bench, teachers: Sequence[Teacher], points: 
         "seconds": seconds,
         "curve": given.curve.to_dict(),
         "solvers": given.solvers.to_dict(),
-        "comparisons": comparison.card(found),
+        "comparisons": curves.card(found),
         "results": [point._asdict() for point in points],
         "versions": report.versions(),
         "device": report.device(),
     }
     floors = {column: mean for column, (mean, _) in floor.items()}
-    text = "\n".join(comparison.markdown(study.name, found, bench, floor, runs, seconds)) + "\n"
+    text = "\n".join(curves.markdown(study.name, found, bench, floor, runs, seconds)) + "\n"
     files.write_json(study.workdir / "card.json", about)
     files.write(study.workdir / "report.png", charts.teachers(study.name, found, floors))
     files.write(study.workdir / "report.md", text.encode())
-    progress.say("\n".join(["", *comparison.summary(found), "", f"report: {study.workdir / 'report.md'}"]))
+    progress.say("\n".join(["", *curves.summary(found), "", f"report: {study.workdir / 'report.md'}"]))

@@ -580,7 +580,8 @@ def test_classifier_reaches_the_protocols_accuracy(tmp_path):
 
 
 def test_the_real_set_s_balls_are_found_once(monkeypatch):
-    real, fakes = np.random.default_rng(0).normal(size=(40, 3)), np.random.default_rng(1).normal(size=(2, 30, 3))
+    real = np.random.default_rng(0).normal(size=(40, 3))
+    fakes = np.random.default_rng(1).normal(size=(2, 30, 3))
     expected = [precision_recall.precision_recall(np.float32(real), np.float32(fake)) for fake in fakes]
     sizes, found = [], precision_recall.squared_radii
     monkeypatch.setattr(

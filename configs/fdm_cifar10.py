@@ -19,7 +19,7 @@ def get_config(arg="full"):
         channel_mult=(2, 2, 2) if wide else (1, 2, 2, 2), num_blocks=4, attn_resolutions=(16,), dropout=0.13,
         augment_dim=9, dtype="float32",
     )  # fmt: skip
-    config.models = dict(student=dict(network=network, precond=dict(name="edm")))
+    config.models = dict(student=dict(network=network))  # and what common.fdm gives it
     common.fdm(
         config, given,
         edm=dict(sigma_data=0.5, p_mean=-1.2, p_std=1.2),

@@ -4,7 +4,7 @@ from configs import common
 
 
 def get_config(arg="full"):
-    """The edm_digits teacher with FDM on EDM; `:vp` and `:ve` for other base processes.
+    """The network of edm_digits with FDM on EDM; `:vp` and `:ve` for other base processes.
 
     `,plain` is without FDM, `,scale` and `,warmup` have one part of it: same network, budget and samplers.
     `:ve` has an NCSN++, as published. The rate is constant after its ramp, as published, so that a part of
@@ -17,7 +17,7 @@ def get_config(arg="full"):
         name="song", architecture="ncsnpp" if "ve" in given else "ddpmpp", model_channels=32,
         channel_mult=(1, 1), num_blocks=1, attn_resolutions=(4,), dropout=0.0, dtype="float32",
     )  # fmt: skip
-    config.models = dict(student=dict(network=network, precond=dict(name="edm")))
+    config.models = dict(student=dict(network=network))  # and what common.fdm gives it
     common.fdm(
         config, given,
         edm=dict(sigma_data=0.75, p_mean=-0.8, p_std=1.2),
@@ -30,7 +30,7 @@ def get_config(arg="full"):
     config.method.samplers = common.usual_samplers()
     adam = dict(name="adam", learning_rate=2e-3, b1=0.9, b2=0.99, ramp_images=6400.0)
     config.optimizers = dict(student=adam)  # ours
-    config.train.update(batch_size=128, steps=1300, log_every=25, save_every=130, milestones=130)
+    config.train.update(batch_size=128, steps=1000, log_every=25, save_every=100, milestones=100)
     config.evaluation.update(num=1797, batch_size=600)
     common.feature_panel(config, "digits")
     return common.smoke(config) if "smoke" in given else config

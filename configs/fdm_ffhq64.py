@@ -7,7 +7,7 @@ def get_config(arg="full"):
     """Unconditional, FDM on EDM; `:vp` and `:ve` for other base processes. For accelerators.
 
     Reads data/ffhq-64x64.zip, EDM's own form. `,plain` is without FDM, `,scale` and `,warmup` have one part
-    of it. Published at 200 million images and 79 network calls, with FDM and without: FID 2.59 and 2.65, `:vp`
+    of it. Published at 200 million images, with FDM and without: FID 2.59 and 2.65, `:vp`
     2.43 and 2.69, `:ve` 3.04 and 38.97 (README of sail-sg/FDM, the code of arXiv:2306.06991).
     At 100 million images `:ve` has 88.42 and 94.14.
     """

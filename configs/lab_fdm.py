@@ -4,7 +4,7 @@ from configs import common
 
 
 def get_config(arg="full"):
-    """The lab_edm teacher with FDM: its network has no normalisation, so it feels the input scale. Seconds.
+    """The lab_edm teacher with FDM: its network has no normalisation between it and the input scale. Seconds.
 
     `:vp`, `:ve` for other base processes; `,plain` is without FDM, `,scale` and `,warmup` have one part of
     it; `,64d` has 64 dimensions.

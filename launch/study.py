@@ -1,8 +1,9 @@
-"""Measures many samplers of one teacher at many costs, into one table and one picture.
+"""Measures many samplers, students or teachers at many costs, into one table and one picture.
 
     python launch/study.py --config configs/solvers_digits.py [--workdir DIR] [--config.key=value]
+    python launch/study.py --config configs/fdm_study_digits.py    # teachers at one budget
 
-The teacher is trained first if it has not been. Stopped at any moment, the same command goes on.
+What is compared is trained first if it has not been. Stopped at any moment, the same command goes on.
 """
 
 import sys

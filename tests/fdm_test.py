@@ -134,7 +134,7 @@ def test_times_run_from_end_to_end_and_are_inverted(base, time, x64):
 
 
 def test_scales_are_the_tabulated_ones(x64):
-    """Section 3 of the derivation: s at sigma 1, 10, 20, 40, 80."""
+    """s at sigma 1, 10, 20, 40, 80, worked out by hand."""
     sigma = jnp.array([1.0, 10.0, 20.0, 40.0, 80.0])
     for process, expected in (
         (fdm.edm(2.0), [0.99998, 0.9548, 0.629, 0.0380, 3.9e-8]),
@@ -341,7 +341,7 @@ def test_a_teacher_s_warm_up_is_a_function_of_its_step():
 def with_teacher(stem, reference):
     """A student's smoke config on another teacher; the lab's, whose teacher is exact, takes a learned one."""
     config = experiment.load(f"{stem}:smoke")
-    if stem == "lab_sid":
+    if stem.startswith("lab"):
         config.models = {role: dict(like="teacher") for role in config.models}
         config.init_from = ""
     config.teacher = reference
@@ -362,17 +362,9 @@ def one_step(config):
     return job, jax.jit(job.method.update, static_argnums=4)(state, frozen, batch, draws, variant)
 
 
-def lab_sfd():
-    """SFD of the lab's FDM teacher: sfd_digits on points."""
-    config, lab = experiment.load("sfd_digits:smoke"), experiment.load("lab_fdm:smoke")
-    config.data, config.evaluation = lab.data, lab.evaluation
-    return config
-
-
 @pytest.mark.parametrize("stem", ["lab_sid", "lab_sfd"])
 def test_an_fdm_teacher_teaches_students(stem):
-    config = lab_sfd() if stem == "lab_sfd" else with_teacher(stem, "lab_fdm:smoke")
-    config.teacher = "lab_fdm:smoke"
+    config = with_teacher(stem, "lab_fdm:smoke")
     job, (state, metrics) = one_step(config)
     chex.assert_tree_all_finite((state, metrics))
     sigma = jnp.array([2.5, 20.0])
@@ -434,6 +426,61 @@ def test_weights_of_another_process_are_refused():
         assemble(student, outline=True)
 
 
+@pytest.mark.parametrize("initial", ["edm_digits:smoke", "sid_digits:smoke"])
+@pytest.mark.parametrize("stem", ["sid_digits", "sfd_digits"])
+def test_a_student_does_not_start_from_weights_of_another_process(stem, initial):
+    config = with_teacher(stem, "fdm_digits:smoke")
+    config.init_from = initial
+    with pytest.raises(ValueError, match=f"config.init_from '{initial}' was trained with precond"):
+        assemble(config, outline=True)
+
+
+CIFAR = dict(batch=512, rate=1e-3, dropout=0.13, p=0.12)
+FACES = dict(batch=256, rate=2e-4, p=0.15, widths=(1, 2, 2, 2))
+OFFICIAL = {  # of the authors' README and command line
+    "fdm_cifar10": dict(CIFAR, m=2.0, warmup=200, widths=(2, 2, 2)),
+    "fdm_cifar10:vp": dict(CIFAR, m=2.0, warmup=400, widths=(1, 2, 2, 2)),
+    "fdm_cifar10:ve": dict(CIFAR, m=None, warmup=400, widths=(1, 2, 2, 2)),
+    "fdm_ffhq64": dict(FACES, m=1.0, warmup=800, dropout=0.05),
+    "fdm_ffhq64:vp": dict(FACES, m=1.0, warmup=400, dropout=0.05),
+    "fdm_ffhq64:ve": dict(FACES, m=None, warmup=400, dropout=0.05),
+    "fdm_afhqv2": dict(FACES, m=2.0, warmup=400, dropout=0.25),
+    "fdm_afhqv2:vp": dict(FACES, m=2.0, warmup=400, dropout=0.25),
+    "fdm_afhqv2:ve": dict(FACES, m=None, warmup=400, dropout=0.25),
+}
+
+
+@pytest.mark.parametrize("reference", OFFICIAL)
+def test_the_official_settings_are_the_published_ones(reference):
+    config = experiment.load(reference)
+    network, adam = config.models.student.network, config.optimizers.student
+    found = dict(
+        batch=config.train.batch_size, rate=adam.learning_rate, dropout=network.dropout, p=config.augment.p,
+        m=config.models.student.precond.input_scale.get("multiplier"), warmup=config.objective.warmup,
+        widths=tuple(network.channel_mult),
+    )  # fmt: skip
+    assert found == OFFICIAL[reference]
+    assert network.architecture == ("ncsnpp" if ":ve" in reference else "ddpmpp")
+    assert config.train.batch_size * config.train.steps == pytest.approx(200e6, rel=1e-5)
+    assert adam.ramp_images == 10e6 and config.method.ema_half_life == 500e3
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(name="edm", beta_d=float("nan")), "betas must grow the clock"),
+        (dict(name="vp", beta_min=float("inf")), "betas must grow the clock"),
+        (dict(name="edm", sigma_min=80.0, sigma_max=0.002), "run up from one end to the other"),
+        (dict(name="edm", sigma_min=2.0, sigma_max=2.0), "run up from one end to the other"),
+        (dict(name="vp", eps=2.0), "run up from one end to the other"),
+        (dict(name="edm", multiplier="two"), "multiplier must be positive and finite; got two"),
+    ],
+)
+def test_scales_without_meaning_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        precond.build(dict(name="edm", input_scale=options))
+
+
 def test_the_words_of_a_config_choose_base_process_and_part():
     for base in BASES:
         full = experiment.load(f"fdm_digits:{base}")
@@ -441,7 +488,9 @@ def test_the_words_of_a_config_choose_base_process_and_part():
         assert full.objective.warmup > 0 and full.models.student.precond.input_scale.name == base
         plain = experiment.load(f"fdm_digits:{base},plain")
         assert plain.objective.warmup == 0 and "input_scale" not in plain.models.student.precond
-        assert "input_scale" in experiment.load(f"fdm_digits:{base},scale").models.student.precond
-        assert experiment.load(f"fdm_digits:{base},warmup").objective.warmup == full.objective.warmup
+        scale, warmup = (experiment.load(f"fdm_digits:{base},{part}") for part in ("scale", "warmup"))
+        assert scale.models.student.precond == full.models.student.precond and scale.objective.warmup == 0
+        assert warmup.objective.warmup == full.objective.warmup
+        assert "input_scale" not in warmup.models.student.precond
     with pytest.raises(ValueError, match="at most; got edm, vp"):
         experiment.load("fdm_digits:vp,edm")

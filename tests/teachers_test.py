@@ -278,3 +278,9 @@ def test_calls_to_a_distance_are_the_fewest():
     )  # fmt: skip
     assert curves.fewest(found, "ours", "base", "fd", "heun") == (35, 11)
     assert curves.fewest(found, "base", "ours", "fd", "heun") == (35, None)
+    # A seed that only the baseline has does not count, and the row says how many it has.
+    more = [Point("base", 1, 4, "heun", nfe, {"fd": 0.1}, 1.0, 0.0) for nfe in (7, 11, 35)]
+    uneven = found._replace(points=[*found.points, *more])
+    assert curves.fewest(uneven, "ours", "base", "fd", "heun") == (35, 11)
+    assert [curves.titled(uneven, row) for row in ("base", "ours")] == ["base", "ours (1 seed)"]
+    assert curves.titled(found, "ours") == "ours"

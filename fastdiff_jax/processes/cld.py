@@ -39,11 +39,15 @@ def process(
     oscillator.check_positive("mass", mass)
     for name, value in (("gamma", gamma), ("numerical_eps", numerical_eps)):
         if not 0 <= value < math.inf:
-            raise ValueError(f"{name} is a variance, so not negative; got {value}.")
+            raise ValueError(f"{name} must be finite and not negative; got {value}.")
     if not 0 < t_min < t_max < math.inf:
         raise ValueError(f"the process runs from t_min > 0 to a larger t_max; got {t_min} and {t_max}.")
-    if beta0 < 0 or beta0 + beta1 * t_max < 0 or beta0 + beta1 * t_max / 2 <= 0:
-        raise ValueError(f"beta0 + beta1 t must not be negative; got beta0 {beta0} and beta1 {beta1}.")
+    finite = math.isfinite(beta0) and math.isfinite(beta1)
+    if not (finite and beta0 >= 0 and beta0 + beta1 * t_max >= 0 and beta0 + beta1 * t_max / 2 > 0):
+        raise ValueError(
+            f"beta0 + beta1 t must be finite, not negative and not zero throughout; got beta0 {beta0} and "
+            f"beta1 {beta1}."
+        )
     friction = 2 * math.sqrt(mass)
 
     def clock(t):
@@ -71,8 +75,7 @@ def process(
 
 def transition(b: Array, mass: float) -> Array:
     """(..., 2, 2) Phi(b) of the mean: e^(-b) [[1 + b, w b], [-b / w, 1 - b]]."""
-    decay, w = jnp.exp(-b), 1 / math.sqrt(mass)
-    return matrix([decay * (1 + b), decay * w * b], [-decay * b / w, decay * (1 - b)])
+    return oscillator.transition(b, math.sqrt(mass))  # x' = beta w^2 v: v's own frequency is 1 / w
 
 
 def moments(b: Array, gamma: float = 0.0) -> tuple[Array, Array, Array, Array]:
@@ -86,24 +89,10 @@ def moments(b: Array, gamma: float = 0.0) -> tuple[Array, Array, Array, Array]:
     digit in float32 at small times, where Var x is about 4 b^3 / 3.
     """
     b = jnp.asarray(b)
-    decay = jnp.exp(-2 * b)
-    x = _incomplete_gamma(2 * b)
-    xw = 2 * b**2 * decay
-    w = -jnp.expm1(-2 * b) + decay * (2 * b - 2 * b**2)
-    g, rest = gamma * decay, 1 - b
+    x, xw, w = oscillator.critical(b)
+    g, rest = gamma * jnp.exp(-2 * b), 1 - b
     det = x * w - xw**2 + g * (w * b**2 - 2 * xw * b * rest + x * rest**2)
     return x + g * b**2, xw + g * b * rest, w + g * rest**2, det
-
-
-def _incomplete_gamma(y):
-    """P(3, y) = 1 - e^(-y) (1 + y + y^2 / 2), elementwise."""
-    # jax.scipy's loops, and in float32 it is off by 5e-6, this by 5e-7; the determinant multiplies that by 4.
-    small = jnp.where(y < 1.5, y, 0.0)
-    total = jnp.zeros_like(y)
-    for k in range(21, 2, -1):  # y^3 / 3! + y^4 / 4! + ..., by Horner's scheme
-        total = 6 / math.factorial(k) + small * total
-    series = small**3 / 6 * jnp.exp(-small) * total
-    return jnp.where(y < 1.5, series, -jnp.expm1(-y) - jnp.exp(-y) * (y + y**2 / 2))
 
 
 def factor(b: Array, mass: float, gamma: float, eps: float, sign: float = 1.0) -> Array:

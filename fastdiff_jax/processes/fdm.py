@@ -8,11 +8,11 @@ is scaled by s (`precond.with_input_scale`), so an exact denoiser samples the sa
 Its time t is linear in sigma and 1 at the largest level; it is not the base process's own.
 """
 
+import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fastdiff_jax.processes import oscillator, standard
 from fastdiff_jax.types import Array, Process
@@ -45,17 +45,18 @@ def damped(
       damping: 1 is FDM; below, the scale oscillates through zero; above, it decays more slowly.
       time: "sigma_linear", FDM's own: t = (sigma - ends[0]) / (ends[1] - ends[0]); "native": the base
         process's time, shifted and scaled to 0..1.
-    Raises: ValueError if multiplier or damping is not positive, for betas that do not grow, and another time.
+    Raises: ValueError if multiplier or damping is not positive, for betas that do not grow, ends that do not,
+      and another time.
     """
-    _check(multiplier, beta_d, beta_min, damping)
+    scale = _scale(multiplier, beta_d, beta_min, damping)
     if time not in TIMES:
         raise ValueError(f"the time of FDM is {' or '.join(TIMES)}; got {time!r}.")
+    if not 0 <= ends[0] < ends[1] < math.inf:
+        raise ValueError(
+            f"noise levels run up from one end to the other, both finite; got {ends[0]} and {ends[1]}."
+        )
     low, width = ends[0], ends[1] - ends[0]
     first, span = base.t_min, base.t_max - base.t_min
-
-    def scale(t):
-        return oscillator.response(multiplier * clock(t, beta_d, beta_min), damping)
-
     if time == "native":
         sigma, inverse = lambda t: base.sigma(first + t * span), lambda s: (base.inverse(s) - first) / span
     else:
@@ -86,7 +87,7 @@ def vp(
     time: str = "sigma_linear",
 ) -> Process:
     """VP-FDM over the levels of the usual VP process, from its time eps to 1; see `damped`."""
-    ends = tuple(float(np.sqrt(np.expm1(9.95 * t**2 + 0.1 * t))) for t in (eps, 1.0))
+    ends = tuple(float(standard.vp_level(t)) for t in (eps, 1.0))
     return damped(standard.vp(eps=eps), ends, multiplier, beta_d, beta_min, damping, time)
 
 
@@ -120,12 +121,12 @@ def momentum(
         s = response(m B(t)),    sigma = sqrt(Var x) / s;    critical: Var x = P(3, 2 m B), incomplete gamma
 
     This is the position of CLD started without velocity, with mass 1 / m^2 and the clock B. `inverse` is
-    found by bisection within [t_min, 1], and differentiable.
+    found by bisection within [t_min, 1], and differentiable; levels outside have no meaningful time.
 
     Raises: ValueError as `damped`, for t_min outside (0, 1), and below critical damping: there the mean passes
       through zero, where the noise level is infinite.
     """
-    _check(multiplier, beta_d, beta_min, damping)
+    scale = _scale(multiplier, beta_d, beta_min, damping)
     if damping < 1:
         raise ValueError(
             f"below critical damping the mean passes through zero, so there is no noise level; got {damping}: "
@@ -133,9 +134,6 @@ def momentum(
         )
     if not 0 < t_min < 1:
         raise ValueError(f"t_min is the time of the smallest level, in (0, 1); got {t_min}.")
-
-    def scale(t):
-        return oscillator.response(multiplier * clock(t, beta_d, beta_min), damping)
 
     def sigma(t):
         spread = oscillator.covariance(multiplier * clock(t, beta_d, beta_min), 1.0, damping)
@@ -161,11 +159,13 @@ def _inverse(sigma, t_min, level):
     return t + (jnp.log(level) - value) / jax.lax.stop_gradient(slope)
 
 
-def _check(multiplier, beta_d, beta_min, damping):
+def _scale(multiplier, beta_d, beta_min, damping):
+    """t -> response(m B(t)), of numbers that have one."""
     oscillator.check_positive("multiplier", multiplier)
     oscillator.check_positive("damping", damping)
-    if beta_min < 0 or beta_d < 0 or beta_min + beta_d == 0:
+    if not (0 <= beta_min < math.inf and 0 <= beta_d < math.inf and beta_min + beta_d > 0):
         raise ValueError(f"betas must grow the clock; got beta_min {beta_min} and beta_d {beta_d}.")
+    return lambda t: oscillator.response(multiplier * clock(t, beta_d, beta_min), damping)
 
 
 PROCESSES = {"edm": edm, "vp": vp, "ve": ve, "momentum": momentum}

@@ -1,6 +1,7 @@
 """The three classical processes: EDM (sigma is time), variance preserving, variance exploding."""
 
 import jax.numpy as jnp
+import numpy as np
 
 from fastdiff_jax.types import Process
 
@@ -33,6 +34,11 @@ def vp(beta_d: float = 19.9, beta_min: float = 0.1, eps: float = 1e-5) -> Proces
         t_min=eps,
         t_max=1.0,
     )
+
+
+def vp_level(t, beta_d: float = 19.9, beta_min: float = 0.1) -> np.ndarray:
+    """The noise level of `vp` at times t (...), host float64; in general that of any two betas."""
+    return np.sqrt(np.expm1(beta_d * np.square(t) / 2 + beta_min * np.asarray(t)))
 
 
 def ve(sigma_min: float = 0.02, sigma_max: float = 100.0) -> Process:

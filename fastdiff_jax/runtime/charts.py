@@ -1,5 +1,6 @@
 """The pictures of a study: samplers by their cost, students by that of training, teachers at one budget."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -193,7 +194,8 @@ def teachers(title: str, study: curves.Study, floors: Mapping[str, float]) -> by
 
 
 def _row_colors(rows: Sequence[str]) -> dict[str, str]:
-    return dict(zip(rows, (TEACHER_COLORS[0], TRAINED_COLORS[0], *TEACHER_COLORS[1:], *TRAINED_COLORS[1:])))
+    colors = TEACHER_COLORS[0], TRAINED_COLORS[0], *TEACHER_COLORS[1:], *TRAINED_COLORS[1:]
+    return dict(zip(rows, itertools.cycle(colors)))
 
 
 def _curves(ax, study: curves.Study, rows: Sequence[str], column: str) -> None:
@@ -202,7 +204,7 @@ def _curves(ax, study: curves.Study, rows: Sequence[str], column: str) -> None:
         images, values = curves.curve(study, row, column, curves.seeds(study, row))
         for one in values if len(values) > 1 else ():
             ax.plot(images / 1e3, one, color=color, lw=0.7, alpha=0.45)
-        ax.plot(images / 1e3, values.mean(0), color=color, lw=2, label=row, **DOTS)
+        ax.plot(images / 1e3, values.mean(0), color=color, lw=2, label=curves.titled(study, row), **DOTS)
     _measure_axis(ax, study, column)
     ax.set_xlabel("thousand training images")
 
@@ -211,8 +213,8 @@ def _ends(ax, study: curves.Study, rows: Sequence[str], column: str) -> None:
     """A measure of the last weights by network calls; a style of line a solver."""
     calls, named = set(), set()
     for row, color in _row_colors(rows).items():
-        found = curves.finals(study, row, column)
-        for style, solver in zip(LINES, dict.fromkeys(name for name, _ in found)):
+        found = curves.finals(study, row, column, curves.seeds(study, row))
+        for style, solver in zip(itertools.cycle(LINES), dict.fromkeys(name for name, _ in found)):
             own = {nfe: values for (name, nfe), values in found.items() if name == solver}
             x, means, deviations = np.array([(nfe, *curves.spread(own[nfe])) for nfe in sorted(own)]).T
             calls |= set(x.astype(int).tolist())

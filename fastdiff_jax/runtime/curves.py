@@ -75,6 +75,19 @@ def seeds(study: Study, row: str) -> list[int]:
     return list(dict.fromkeys(point.seed for point in study.points if point.row == row))
 
 
+def common(study: Study, row: str, baseline: str) -> list[int]:
+    """The training seeds that two rows have both."""
+    return [seed for seed in seeds(study, row) if seed in seeds(study, baseline)]
+
+
+def titled(study: Study, row: str) -> str:
+    """A row's name, with the number of its training seeds where not all rows have as many."""
+    own = len(seeds(study, row))
+    if own == max(len(seeds(study, other)) for other in study.baselines):
+        return row
+    return f"{row} ({own} seed{'s' if own > 1 else ''})"
+
+
 def curve(study: Study, row: str, column: str, chosen: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Images (points,) and distances (seeds, points) of a row's parts."""
     values = {}
@@ -85,11 +98,13 @@ def curve(study: Study, row: str, column: str, chosen: Sequence[int]) -> tuple[n
     return np.array(images, float), np.array([[values[seed, seen] for seen in images] for seed in chosen])
 
 
-def finals(study: Study, row: str, column: str) -> dict[tuple[str, int], list[float]]:
-    """Distances by seed of a row's last weights, by solver and calls."""
+def finals(
+    study: Study, row: str, column: str, chosen: Sequence[int]
+) -> dict[tuple[str, int], list[float]]:
+    """Distances by chosen training seed of a row's last weights, by solver and calls."""
     last, found = max(point.images for point in study.points if point.row == row), {}
     for point in study.points:
-        if (point.row, point.images) == (row, last):
+        if (point.row, point.images) == (row, last) and point.seed in chosen:
             found.setdefault((point.solver, point.nfe), []).append(point.values[column])
     return found
 
@@ -118,10 +133,10 @@ def share(own: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarra
 
 def pair(study: Study, row: str, baseline: str, column: str) -> Pair:
     """One comparison. Raises: ValueError if no training seed is common to both."""
-    common = [seed for seed in seeds(study, row) if seed in seeds(study, baseline)]
-    if not common:
+    both = common(study, row, baseline)
+    if not both:
         raise ValueError(f"rows {row} and {baseline} have no training seed in common; give both the same.")
-    (images, own), (theirs, other) = (curve(study, name, column, common) for name in (row, baseline))
+    (images, own), (theirs, other) = (curve(study, name, column, both) for name in (row, baseline))
     mean, rival = (images, own.mean(0)), (theirs, other.mean(0))
     ratios = [share((images, a), (theirs, b)) for a, b in zip(own, other)]
     last = own[:, -1].tolist(), other[:, -1].tolist()
@@ -129,10 +144,10 @@ def pair(study: Study, row: str, baseline: str, column: str) -> Pair:
 
 
 def fewest(study: Study, row: str, baseline: str, column: str, solver: str) -> tuple[int, int | None]:
-    """The baseline's most calls, and the fewest of a row that are as good as those, in the mean over seeds."""
+    """The baseline's most calls, and the fewest of a row that are as good, in the mean over common seeds."""
+    found = [finals(study, one, column, common(study, row, baseline)) for one in (row, baseline)]
     own, other = (
-        {nfe: np.mean(values) for (name, nfe), values in finals(study, one, column).items() if name == solver}
-        for one in (row, baseline)
+        {nfe: np.mean(values) for (name, nfe), values in cells.items() if name == solver} for cells in found
     )
     most = max(other)
     return most, min((nfe for nfe, value in own.items() if value <= other[most]), default=None)
@@ -209,7 +224,7 @@ def by_images(study: Study, column: str) -> list[str]:
     for row, (images, values) in curves.items():
         at = dict(zip(images, values.T))
         cells = [report.spread(*spread(at[seen])) if seen in at else "" for seen in counts]
-        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+        lines.append(f"| {titled(study, row)} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -224,8 +239,8 @@ def against(study: Study, column: str) -> list[str]:
         own, other, difference = (spread(values) for values in (one.own, one.other, one.differences))
         gap = signed(*difference)
         cells = [
-            row, baseline, report.spread(*own), report.spread(*other), gap, one.verdict, times(one.ratio),
-            ", ".join(map(times, one.ratios)), times(one.converse),
+            titled(study, row), baseline, report.spread(*own), report.spread(*other), gap, one.verdict,
+            times(one.ratio), ", ".join(map(times, one.ratios)), times(one.converse),
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return lines
@@ -244,7 +259,7 @@ def times(ratio: float | None) -> str:
 
 def _by_calls(study: Study, column: str) -> list[str]:
     """The lines about network calls: a table a solver, then the fewest calls to the same distance."""
-    found = {row: finals(study, row, column) for row in study.baselines}
+    found = {row: finals(study, row, column, seeds(study, row)) for row in study.baselines}
     solvers = list(dict.fromkeys(name for cells in found.values() for name, _ in cells))
     lines = []
     for solver in solvers:
@@ -252,9 +267,10 @@ def _by_calls(study: Study, column: str) -> list[str]:
         for row, cells in found.items():
             for (name, nfe), values in cells.items():
                 if name == solver:
-                    of[row, nfe], deviations[row, nfe] = spread(values)
+                    cell = titled(study, row), nfe
+                    of[cell], deviations[cell] = spread(values)
         lines += [f"### By network calls: {solver}", "", *grid(of, deviations=deviations, down="row"), ""]
-    note = "The fewest calls that are as good as the baseline's most, both in the mean over seeds."
+    note = "The fewest calls that are as good as the baseline's most, in the mean over seeds that both have."
     lines += ["### Calls to the baseline's distance", "", note, ""]
     lines += ["| row | baseline | " + " | ".join(solvers) + " |", "| --- | --- |" + " ---: |" * len(solvers)]
     for row, baseline in study.pairs:
@@ -262,7 +278,7 @@ def _by_calls(study: Study, column: str) -> list[str]:
         for solver in solvers:
             most, calls = fewest(study, row, baseline, column, solver)
             cells.append(f"not reached of {most}" if calls is None else f"{calls} of {most}")
-        lines.append(f"| {row} | {baseline} | " + " | ".join(cells) + " |")
+        lines.append(f"| {titled(study, row)} | {baseline} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
 
@@ -278,6 +294,7 @@ def costs(runs: Sequence[Mapping[str, Any]]) -> list[str]:
 NOTE = (
     "x images: those that a row needs to the baseline's last distance, as a multiple of those the baseline "
     "needs, on the means over seeds and by seed; curves are linear between their points, and the first "
-    "crossing counts. Converse: what the baseline needs to the row's last distance, as a multiple of what the "
-    "row needs. Differences are by training seed, negative where the row is better."
+    "crossing counts, or the first point if a curve starts below. Converse: what the baseline needs to the "
+    "row's last distance, as a multiple of what the row needs. Differences are by training seed, negative "
+    "where the row is better."
 )

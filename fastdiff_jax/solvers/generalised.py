@@ -15,11 +15,10 @@ import numpy as np
 from fastdiff_jax import precond
 from fastdiff_jax.precond import same
 from fastdiff_jax.processes import fdm
+from fastdiff_jax.processes.standard import vp_level
 from fastdiff_jax.solvers import schedules, singlestep
 from fastdiff_jax.solvers.heun import churn, lifted
 from fastdiff_jax.types import Array, Schedule, Solver
-
-VP_BETAS = (19.9, 0.1)  # beta_d and beta_min whose range the vp discretization has by default
 
 
 class Clock(NamedTuple):
@@ -45,7 +44,7 @@ def vp_clock(sigma_min: float, sigma_max: float, eps_s: float) -> Clock:
     beta_d, beta_min = schedules.vp_betas(sigma_min, sigma_max, eps_s)
 
     def sigma(t):
-        return np.sqrt(np.expm1(beta_d * t**2 / 2 + beta_min * t))
+        return vp_level(t, beta_d, beta_min)
 
     def slope(t):
         return (beta_min + beta_d * t) * (sigma(t) + 1 / sigma(t)) / 2
@@ -211,9 +210,8 @@ def _known(option, value, choices):
 def vp_levels(
     sigma_min: float | None = None, sigma_max: float | None = None, eps_s: float = 1e-3
 ) -> Schedule:
-    """EDM's vp discretization: `schedules.time`, by default over the range of betas 19.9 and 0.1."""
-    beta_d, beta_min = VP_BETAS
-    low, high = (float(np.sqrt(np.expm1(beta_d * t**2 / 2 + beta_min * t))) for t in (eps_s, 1.0))
+    """EDM's vp discretization: `schedules.time`, by default over the range of `standard.vp`'s betas."""
+    low, high = (float(vp_level(t)) for t in (eps_s, 1.0))
     low = low if sigma_min is None else sigma_min
     return schedules.time(low, high if sigma_max is None else sigma_max, eps_s=eps_s)
 

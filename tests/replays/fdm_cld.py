@@ -109,7 +109,7 @@ def samplers(golden, at, process):
     slope = cld.apply(linear, u) + sscs.moved(push * score(u, process.t_max), u)
     golden.check(f"{at}_pfode_rhs_at_prior", slope, rtol=1e-10)
     solver, times = sscs.ode(process, "4rk"), sscs.times(process, "quadratic", END)
-    run = jax.jit(lambda u: driver.sample(score, solver, u, times(1000)))
+    run = jax.jit(lambda u: driver.sample(score, solver, u, times(4000)))
     golden.check(f"{at}_pfode_u", run(u), rtol=1e-7)
     given = jnp.asarray(golden.arrays[f"{at}_pfode_u"])
     golden.check(f"{at}_pfode_denoised", sscs.denoised(process, score, given, END), rtol=1e-12)

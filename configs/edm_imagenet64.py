@@ -9,8 +9,9 @@ def get_config(arg="full"):
     Reads data/imagenet-64x64.zip, EDM's own form. bfloat16 where the original has float16, with its loss scale.
     Where memory is short, --config.method.accumulation splits the batch, --config.mesh.fsdp the weights.
     Published: FID 1.36 at 511 NFE, with churn (repository of arXiv:2206.00364).
+    `:fid` measures FID as published, see edm_cifar10.
     """
-    given = common.words(arg)
+    given = common.words(arg, "fid")
     config = common.base()
     config.data = common.edm_zip("imagenet-64x64", 64, labels=1000)
     config.data.max_reference = 50000  # of 1.28 million, for the report's own distances
@@ -31,4 +32,5 @@ def get_config(arg="full"):
     config.evaluation.panel.features.px = dict(name="pixels", pool=8)  # 192 dimensions, not 12288
     config.evaluation.panel.nearest = False  # 50,000 against 50,000 images
     config.evaluation.update(num=50000, batch_size=500)
+    common.published_measures(config, given)
     return common.smoke(config) if "smoke" in given else config

@@ -1,4 +1,4 @@
-"""SiD on AFHQv2 at 64x64 at its official settings, but for augmentation."""
+"""SiD on AFHQv2 at 64x64 at its official settings."""
 
 from configs import common
 
@@ -7,8 +7,9 @@ def get_config(arg="full"):
     """One-step generator: 500 million images, alpha 1.0, Adam(0, 0.999) at 5e-6. For accelerators.
 
     Published: FID 1.628 at 1 NFE (arXiv:2404.04057). bfloat16 where the original has float16.
+    `:fid` measures FID as published, see edm_cifar10.
     """
-    given = common.words(arg)
+    given = common.words(arg, "fid")
     config = common.base()
     config.data = common.edm_zip("afhqv2-64x64", 64)
     config.teacher = "edm_afhqv2" + common.joined(given)
@@ -16,6 +17,7 @@ def get_config(arg="full"):
     own = dict(like="teacher", network=dict(dtype="bfloat16", dropout=0.05))  # the teacher's is 0.25
     config.models.update(generator=dict(own), fake=dict(own))
     config.objective = dict(name="edm", p_mean=-1.2, p_std=1.2, sigma_data=0.5)
+    config.augment = dict(name="edm", p=0.15)  # of generated images; the fake score alone is told
     config.method = dict(
         name="sid", alpha=1.0, sigma_init=2.5, levels=dict(name="karras", t_max=800.0),
         fake_steps=1, accumulation=1,
@@ -27,4 +29,5 @@ def get_config(arg="full"):
     config.evaluation.panel.features.px = dict(name="pixels", pool=8)  # 192 dimensions, not 12288
     config.evaluation.panel.nearest = False  # tens of thousands against each other
     config.evaluation.update(num=50000, batch_size=500, teacher_samplers=common.usual_samplers(79))
+    common.published_measures(config, given)
     return common.smoke(config) if "smoke" in given else config

@@ -2,8 +2,10 @@
 
     python launch/benchmark.py --config configs/sid_digits.py [--steps 20]
     python launch/benchmark.py --config configs/edm_imagenet64.py --forward 1 --steps 3
+    python launch/benchmark.py --config configs/edm_cifar10.py --input --steps 50
 
-The second times nothing but the network's forward pass, here for one image, and states the memory of that.
+The second times nothing but the network's forward pass, here for one image, and states the memory of that; the
+third the images that reach training, with and without augmentation, for which the data must be there.
 Weights are fresh (a student's teacher too): speed does not depend on them, and nothing is trained or written.
 """
 

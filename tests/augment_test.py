@@ -8,7 +8,7 @@ import pytest
 
 from fastdiff_jax import precond
 from fastdiff_jax.data import augment, warp
-from fastdiff_jax.runtime import experiment
+from fastdiff_jax.runtime import commands, experiment
 from fastdiff_jax.runtime.assemble import assemble
 
 SIDE = 16
@@ -280,7 +280,35 @@ def test_a_network_must_be_told():
 
 
 def test_students_are_not_augmented():
+    config = experiment.load("sfd_digits:smoke")
+    config.augment = dict(name="edm", p=0.1)
+    with pytest.raises(ValueError, match="method sfd does without"):
+        assemble(config, outline=True)
+
+
+@pytest.mark.parametrize("reference, p", [("sid_cifar10", 0.12), ("sid_ffhq64", 0.15), ("sid_afhqv2", 0.15)])
+def test_sid_s_fake_score_is_told_of_augmentation(reference, p):
+    """Official students have networks that can be told, and the pipe of their teacher (arXiv:2404.04057)."""
+    config = experiment.load(reference)
+    assert config.augment.to_dict() == dict(name="edm", p=p)
+    job = assemble(config, outline=True)
+    batch = {"image": jax.ShapeDtypeStruct((4, *job.data.shape), jnp.float32)}
+    draws = jax.eval_shape(lambda key, b: job.method.draw(key, b, None), jax.random.key(0), batch)
+    assert draws["fake"][0]["augment"]["scale_w"].shape == (4,) and "augment" not in draws["generator"]
+
+
+def test_sid_s_networks_take_what_they_are_told():
+    job = assemble(experiment.load("sid_cifar10:smoke"), outline=True)
+    frozen, initial = commands.basis_shapes(job)
+    state = jax.eval_shape(job.method.init, jax.random.key(0), frozen | initial)
+    batch = {"image": jax.ShapeDtypeStruct((4, *job.data.shape), jnp.float32)}
+    draws = jax.eval_shape(lambda key, b: job.method.draw(key, b, None), jax.random.key(0), batch)
+    after, metrics = jax.eval_shape(lambda *a: job.method.update(*a, None), state, frozen, batch, draws)
+    assert jax.tree.structure(after) == jax.tree.structure(state) and metrics["loss_fake"].shape == ()
+
+
+def test_a_fake_score_must_be_told():
     config = experiment.load("sid_digits:smoke")
     config.augment = dict(name="edm", p=0.1)
-    with pytest.raises(ValueError, match="method sid does without"):
+    with pytest.raises(ValueError, match="9 numbers an image, and the fake's network takes 0"):
         assemble(config, outline=True)

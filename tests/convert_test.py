@@ -1,6 +1,7 @@
 """launch/convert.py for networks of the EDM code: the folder it writes, teachers by file, and the way back."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import snapshots
-from fastdiff_jax import trees
+from fastdiff_jax import precond, trees
 from fastdiff_jax.data import stored, unseen
 from fastdiff_jax.interop import edm_networks, edm_pickle, torch_state
 from fastdiff_jax.runtime import assemble, command_line, commands, convert, converted, experiment
@@ -160,9 +161,152 @@ def test_networks_that_are_unknown_are_refused(change, words):
 
 
 def test_layers_for_a_number_of_steps_are_left_out():
-    names = ["model.map_step0.weight", "model.enc.8x8_block0.affine_step.bias", "u", "model.map_layer0.bias"]
+    names = ["model.map_step_layer0.weight", "model.enc.8x8_block0.affine_step.bias", "model.map_layer0.bias"]
     kept, dropped = edm_networks.relevant(dict.fromkeys(names, np.ones(1)))
-    assert list(kept) == names[3:] and dropped == names[:3]
+    assert list(kept) == names[2:] and dropped == names[:2]
+
+
+def recorded(case):
+    """A network of the EDM code: (arguments, state dict, {key: array}) with what it answers."""
+    name = "edm_nets_adm" if "adm" in case else "edm_nets"
+    with np.load(GOLDENS / f"{name}.npz") as golden:
+        keys = [key for key in golden.files if key.startswith(f"{case}/")]
+        found = {key.removeprefix(f"{case}/"): golden[key] for key in keys}
+    state = {key.removeprefix("params/"): one for key, one in found.items() if key.startswith("params/")}
+    return json.loads(str(found["cfg"])), state, found
+
+
+def snapshot(folder, key, net):
+    path = folder / "network-snapshot-000200.pkl"
+    path.write_bytes(snapshots.dumped({key: net}, 4))
+    return path
+
+
+KINDS = {  # preconditioner: (case, attributes as the EDM code saves them, our section)
+    "VPPrecond": (
+        "ddpmpp_uncond", dict(beta_d=19.9, beta_min=0.1, M=1000, epsilon_t=1e-5),
+        dict(name="vp", beta_d=19.9, beta_min=0.1, steps=1000, eps=1e-5),
+    ),
+    "VEPrecond": (
+        "ncsnpp_uncond", dict(sigma_min=0.02, sigma_max=100), dict(name="ve", sigma_min=0.02, sigma_max=100),
+    ),
+    "iDDPMPrecond": (
+        "iddpm_adm", dict(C_1=0.001, C_2=0.008, M=1000, sigma_min=0.0064, sigma_max=20291.0),
+        dict(name="iddpm", steps=1000),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_networks_of_other_preconditioners_are_converted(tmp_path, kind):
+    """Baselines of EDM's paper: each answers what the original does."""
+    case, attributes, section = KINDS[kind]
+    arguments, state, found = recorded(case)
+    arguments.pop("model_type")
+    head = arguments.pop("channels_per_head", 64)
+    name = "DhariwalUNet" if "adm" in case else "SongUNet"
+    inside = snapshots.network(name, state, head=head, _init_kwargs=arguments)
+    net = snapshots.module(kind, (), {"model": inside}, **attributes)
+    if section["name"] == "iddpm":  # its levels are saved, in single precision
+        table = precond.iddpm_table().astype(np.float32)
+        net.parts[1][0]["state"]["_buffers"] = {"u": snapshots.stored(table)}
+    path, out = snapshot(tmp_path, "ema", net), tmp_path / "net"
+    outputs = {"x": found["x"], "sigma": found["sigma"], "D": found[f"D_{section['name']}"]}
+    np.savez(tmp_path / "outputs.npz", **outputs)
+    assert run(kind="edm", file=path, out=out, outputs=tmp_path / "outputs.npz") == 0
+    about = json.loads((out / "conversion.json").read_text())
+    assert about["precond"] == section and about["left_out"] == []
+    checked = about["parity"]["recorded"]
+    assert checked["max_abs_difference"] < 2e-5 * checked["max_abs_output"]
+    made = experiment.load(str(out))
+    assert made.objective.name == {"iddpm": "edm"}.get(section["name"], section["name"])
+    job = assemble.assemble(made, outline=True)
+    assert all(one.nfe for one in job.method.samplers.values())
+    assert run(kind="export", workdir=out, out=tmp_path / "net.safetensors") == 0
+    exported = torch_state.read(tmp_path / "net.safetensors")
+    wanted = {f"model.{name}" for name in state} | ({"u"} if section["name"] == "iddpm" else set())
+    assert exported.keys() == wanted
+
+
+def test_a_table_of_levels_that_is_not_iddpm_s_is_refused(tmp_path):
+    arguments, state, _ = recorded("iddpm_adm")
+    kind, head = arguments.pop("model_type"), arguments.pop("channels_per_head")
+    inside = snapshots.network(kind, state, head=head, _init_kwargs=arguments)
+    net = snapshots.module("iDDPMPrecond", (), {"model": inside}, M=1000)
+    with pytest.raises(ValueError, match="the state has no table u of 1001 noise levels"):
+        converted.read(snapshot(tmp_path, "ema", net))
+    net.parts[1][0]["state"]["_buffers"] = {"u": snapshots.stored(np.float32(1.1 * precond.iddpm_table()))}
+    with pytest.raises(ValueError, match="the state has another table u"):
+        converted.read(snapshot(tmp_path, "ema", net))
+
+
+def student(case, **settings):
+    """A student of SFD as its code saves it: classes by name, no arguments, layers for a number of steps."""
+    arguments, state, found = recorded(case)
+    generator = np.random.RandomState(0)
+    wide, noise = state["map_layer0.weight"].shape
+    for name, shape in (("layer0", (wide, noise)), ("layer1", (wide, wide))):
+        state[f"map_step_{name}.weight"] = generator.standard_normal(shape).astype(np.float32)
+        state[f"map_step_{name}.bias"] = np.zeros(wide, np.float32)
+    for name in [name for name in state if name.endswith("affine.weight")]:
+        state[name.replace("affine.", "affine_step.")] = np.ones_like(state[name])
+    if "map_noise.freqs" in state:
+        state["map_step.freqs"] = state["map_noise.freqs"]
+    head = arguments.get("channels_per_head", 64)
+    inside = snapshots.network(arguments["model_type"], state, sfd=True, head=head)
+    net = snapshots.SFD["EDMPrecond"]()
+    told = snapshots.EasyDict(
+        class_name="training.loss.loss", num_steps=4, sampler_tea="dpmpp", M=3, schedule_type="polynomial",
+        schedule_rho=7.0, afs=True, max_order=3, sigma_min=0.006, sigma_max=80.0, use_step_condition=False,
+    ) | settings  # fmt: skip
+    net.__dict__.update(
+        training=False, _parameters={}, _buffers={}, _modules={"model": inside}, sigma_min=0.006,
+        sigma_max=80.0, sigma_data=0.5, use_fp16=True, training_kwargs=snapshots.EasyDict(told),
+    )  # fmt: skip
+    return net, found
+
+
+@pytest.mark.parametrize("case", ["ddpmpp_cond", "adm_cond", *(
+    pytest.param(case, marks=pytest.mark.slow) for case in ("ddpmpp_uncond", "ncsnpp_cond", "song_skip")
+)])  # fmt: skip
+def test_a_student_of_sfd_is_converted(tmp_path, case):
+    """How it was built is read off its parts; its sampler is the one that it was trained for."""
+    net, found = student(case)
+    path, out = snapshot(tmp_path, "model", net), tmp_path / "sfd"
+    outputs = {key: found[key] for key in ("x", "sigma", "class_labels") if key in found}
+    np.savez(tmp_path / "outputs.npz", D=found.get("D_edm_noaug", found["D_edm"]), **outputs)
+    assert run(kind="edm", file=path, out=out, outputs=tmp_path / "outputs.npz") == 0
+    about = json.loads((out / "conversion.json").read_text())
+    checked = about["parity"]["recorded"]
+    assert checked["max_abs_difference"] < 2e-5 * checked["max_abs_output"]
+    assert all("_step" in name for name in about["left_out"]) and about["left_out"]
+    assert about["settings"]["num_steps"] == 4
+    (name,) = experiment.load(str(out)).method.samplers
+    sampler = assemble.assemble(experiment.load(str(out)), outline=True).method.samplers[name]
+    assert (name, sampler.nfe) == ("student 2", 2)
+    levels = experiment.load(str(out)).method.samplers[name].schedule
+    assert (levels.sigma_min, levels.sigma_max, levels.zero) == (0.006, 80.0, False)
+
+
+@pytest.mark.parametrize("settings, words", [
+    (dict(use_step_condition=True), r"told its number of steps \(SFD-v\), which has no converter"),
+    (dict(num_steps=2), "settings say no sampler .num_steps, sigmas and rho are 2, 0.006"),
+    (dict(sigma_min=float("nan")), "settings say no sampler"),
+])  # fmt: skip
+def test_students_that_cannot_be_sampled_are_refused(tmp_path, settings, words, capsys):
+    net, _ = student("ddpmpp_uncond", **settings)
+    assert run(kind="edm", file=snapshot(tmp_path, "model", net), out=tmp_path / "sfd") == 2
+    assert re.search(words, capsys.readouterr().err) and not (tmp_path / "sfd").exists()
+
+
+@pytest.mark.parametrize("left", ["map_layer0", "enc", "8x8_conv", "dec", "8x8_block0"])
+def test_a_student_of_other_parts_is_refused(tmp_path, left):
+    net, _ = student("ddpmpp_uncond")
+    modules = net.__dict__["_modules"]["model"].__dict__["_modules"]
+    holder = modules if left in modules else modules["enc"].__dict__["_modules"]
+    del holder[left]
+    with pytest.raises(ValueError, match="other parts than this network|the names do not fit|cannot be built"):
+        converted.read(snapshot(tmp_path, "model", net))
 
 
 @pytest.mark.parametrize("flags, words", [

@@ -17,8 +17,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from PIL import Image
+
 import snapshots
+from fastdiff_jax.data import edm_zip
 from fastdiff_jax.interop import edm_pickle, torch_state
+
+Image.init()  # it would import its formats when it meets the first image
 
 MEMORY = 256 << 20  # bytes beyond what the imports take
 FORBIDDEN = (
@@ -53,6 +58,9 @@ def outcome(path):
         if path.suffix == ".pkl":
             _, network = edm_pickle.chosen(edm_pickle.read(path))
             edm_pickle.flatten(network)
+        elif path.suffix == ".zip":
+            images = edm_zip.Images(path)
+            assert len(images.labels()) == len([images.image(index) for index in range(len(images))])
         else:
             torch_state.read(path)
         return "read"
@@ -105,7 +113,11 @@ def layers(canary, count, generator):
         "storage": snapshots.legacy(storage, [storage]),
         "state": snapshots.dumped(named),
         "archive": snapshots.archive(named, storages),
+        "script": snapshots.archive(snapshots.script("Net", w=named["a.bias"]), storages, scripted=True),
         "old": snapshots.legacy(named, storages),
+        "data": snapshots._zip(images := snapshots.image_set()),
+        "image": images["00000/img00000000.png"],
+        "labels": images["dataset.json"],
     }
     donors = [attack, attack[2:-1], *sources.values()]
     for layer, content in sources.items():
@@ -116,6 +128,11 @@ def layers(canary, count, generator):
                 entries = {"net/data.pkl": made, "net/byteorder": b"little"}
                 entries |= {f"net/data/{s.key}": s.numbers.tobytes() for s in storages}
                 yield layer, ".pth", snapshots._zip(entries)
+            elif layer in ("image", "labels"):
+                name = "dataset.json" if layer == "labels" else "00000/img00000000.png"
+                yield layer, ".zip", snapshots._zip(images | {name: made})
+            elif layer == "data":
+                yield layer, ".zip", made
             else:
                 yield layer, ".pkl" if layer == "outer" else ".pth", made
 
@@ -126,7 +143,7 @@ def main(kind, folder, count="0"):
     watch(executed)
     outcome(folder / "absent.pkl")
     if kind == "files":
-        paths = sorted(path for path in folder.iterdir() if path.suffix in (".pkl", ".pth"))
+        paths = sorted(path for path in folder.iterdir() if path.suffix in (".pkl", ".pth", ".zip"))
         before = peak()
         confine()
         said = {path.name: outcome(path) for path in paths}

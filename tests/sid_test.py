@@ -10,7 +10,7 @@ from fastdiff_jax import precond, rng
 from fastdiff_jax.losses import generation, identity, matching
 from fastdiff_jax.methods import sid
 from fastdiff_jax.runtime import optimizers
-from fastdiff_jax.types import Model, Network, Parts, expand
+from fastdiff_jax.types import Augment, Model, Network, Parts, expand
 
 MEAN = jnp.array([0.8, -0.4])
 COVARIANCE = jnp.array([[0.30, 0.12], [0.12, 0.20]])
@@ -42,12 +42,13 @@ def linear_generator():
     return Model(Network(gaussian_denoiser().network.init, apply), precond.identity())
 
 
-def method_of(models=None, labels=None, request=None, **settings):
+def method_of(models=None, labels=None, request=None, augment=None, **settings):
     """SiD of a linear generator in the plane, its fake score and its teacher Gaussians."""
     tx = optimizers.build(request or dict(name="adam", learning_rate=1e-3, b1=0.0), BATCH, STEPS * BATCH)
     gaussians = {role: gaussian_denoiser() for role in ("teacher", "fake")}
     models = gaussians | {"generator": linear_generator()} | (models or {})
-    parts = Parts(models, {"generator": tx, "fake": tx}, (2,), labels, objective=matching.edm())
+    optimizer = {"generator": tx, "fake": tx}
+    parts = Parts(models, optimizer, (2,), labels, objective=matching.edm(), augment=augment)
     return sid.build(dict(sigma_init=SIGMA_INIT) | settings, parts)
 
 
@@ -146,6 +147,43 @@ def test_who_sees_dropout_labels_and_which_level():
         ("generator", False, ["label"]), ("fake", True, ["label"]),
         ("generator", True, ["label"]), ("teacher", False, ["label"]), ("fake", False, ["label"]),
     ]  # fmt: skip
+
+
+def test_augmentation_changes_the_fake_score_s_images_and_no_others():
+    """Its target is the changed image, and it is told; the generator's update knows nothing of it."""
+    calls, seen = [], []
+
+    def recorded(role, model):
+        def apply(params, x, sigma, cond=None, *, dropout=None, taps=()):
+            calls.append((role, sorted(cond)))
+            return model.network.apply(params, x, sigma)
+
+        return model._replace(network=Network(model.network.init, apply))
+
+    def draw(key, size):
+        return {"shift": jnp.arange(1.0, 1 + size)}
+
+    def apply(x, draws):
+        seen.append(x)
+        return x + draws["shift"][:, None], draws["shift"][:, None]
+
+    models = {role: recorded(role, gaussian_denoiser()) for role in ("teacher", "fake")}
+    models["generator"] = recorded("generator", linear_generator())
+    method, plain = method_of(models, augment=Augment(draw, apply, 1)), method_of()
+    state = method.init(jax.random.key(0), {"teacher": TRUTH})
+    batch = {"image": jnp.zeros((4, 2))}
+    draws = method.draw(jax.random.key(1), batch, None)
+    assert "augment" not in draws["generator"]
+    after, metrics = method.update(state, {"teacher": TRUTH}, batch, draws, None)
+    assert calls == [("generator", []), ("fake", ["augment"]), ("generator", []), ("teacher", []), ("fake", [])]
+    part = draws["fake"][0]
+    generated = part["latents"] @ TRUTH["root"].T + MEAN
+    chex.assert_trees_all_close(seen[0], generated, atol=1e-6)
+    denoise = precond.denoiser(gaussian_denoiser(), TRUTH)
+    wanted = matching.edm().loss(denoise, generated + jnp.arange(1.0, 5)[:, None], part).sum() / 4
+    np.testing.assert_allclose(metrics["loss_fake"], wanted, rtol=1e-5)
+    without, _ = plain.update(state, {"teacher": TRUTH}, batch, draws, None)
+    assert not np.array_equal(without.fake["mean"], after.fake["mean"])
 
 
 @pytest.mark.parametrize("fake_steps", [1, 2])

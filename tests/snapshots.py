@@ -1,16 +1,19 @@
 """Files of torch and of the EDM code in miniature, written without either, and what hostile ones hold."""
 
 import io
+import json
 import os
 import pickle
 import struct
 import sys
 import types
 import zipfile
+import zlib
 from collections import OrderedDict
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 KINDS = {"float32": "FloatStorage", "float64": "DoubleStorage"}
@@ -53,6 +56,18 @@ class ModuleDict:
 ModuleDict.__module__ = "torch.nn.modules.container"
 
 
+class EasyDict(dict):
+    """A dict of the EDM code."""
+
+
+EasyDict.__module__ = "dnnlib.util"
+SFD = {  # classes that SFD pickles by name
+    name: type(name, (), {"__module__": "models.networks_edm"})
+    for name in ("EDMPrecond", "SongUNet", "DhariwalUNet", "UNetBlock", "Linear", "Conv2d", "GroupNorm",
+                 "PositionalEmbedding", "FourierEmbedding")
+}  # fmt: skip
+
+
 def script(name, **attributes):
     """A module of TorchScript, of a class that the archive's own code defines."""
     kind = type(name, (), {"__module__": "__torch__.nets"})
@@ -87,7 +102,8 @@ class LegacyPickler(pickle.Pickler):
 
 def dumped(value, protocol=2, kind=Pickler):
     """A pickle of values with foreign names."""
-    functions = [RECORD, TENSOR, PARAMETER, BYTES, SCALAR, DTYPE, *STORAGES.values(), ModuleDict]
+    functions = [RECORD, TENSOR, PARAMETER, BYTES, SCALAR, DTYPE, *STORAGES.values(), ModuleDict, EasyDict]
+    functions += SFD.values()
     before = dict(sys.modules)
     made = {}
     for one in (*functions, *_classes(value)):
@@ -152,6 +168,60 @@ def module(name, parameters=(), modules=(), canary="was_here", **attributes):
     return Call(RECORD, meta)
 
 
+def network(name, state, sfd=False, head=64, **attributes):
+    """An object of the EDM code that holds a state dict, or one of SFD, whose classes are pickled by name.
+
+    Args:
+      state: arrays by dotted names.
+      head: channels of an attention head.
+    """
+    groups, own = {}, {}
+    for key, value in state.items():
+        first, _, rest = key.partition(".")
+        if rest:
+            groups.setdefault(first, {})[rest] = value
+        else:
+            own[first] = stored(value)
+    modules = {
+        first: network(_kind(first, inner), inner, sfd, head, **_attributes(inner, sfd, head))
+        for first, inner in groups.items()
+    }
+    buffers = {key: one for key, one in own.items() if key in ("resample_filter", "freqs", "u")}
+    parameters = {key: one for key, one in own.items() if key not in buffers}
+    if name == "ModuleDict":
+        return ModuleDict({"_modules": modules, "_parameters": {}, "_buffers": {}})
+    if not sfd:
+        return module(name, parameters, modules, _buffers=buffers, **attributes)
+    made = SFD[name]()
+    made.__dict__.update(
+        training=False, _parameters=OrderedDict(parameters), _buffers=OrderedDict(buffers),
+        _non_persistent_buffers_set=set(), _modules=OrderedDict(modules), **attributes,
+    )  # fmt: skip
+    return made
+
+
+def _kind(part, inner):
+    if part in ("enc", "dec"):
+        return "ModuleDict"
+    if "conv0.weight" in inner:
+        return "UNetBlock"
+    if "freqs" in inner:
+        return "FourierEmbedding"
+    if "norm" in part:
+        return "GroupNorm"
+    return "Linear" if np.ndim(inner.get("weight")) == 2 else "Conv2d"
+
+
+def _attributes(inner, sfd, head):
+    if "conv0.weight" not in inner:
+        return {}
+    channels = len(inner["conv1.weight"])
+    if not sfd:
+        return {"_init_kwargs": {"channels_per_head": head}}
+    heads = channels // head if "qkv.weight" in inner else 0
+    return {"dropout": 0.1, "skip_scale": number(0.5), "out_channels": channels, "num_heads": heads}
+
+
 def number(value):
     """A number that numpy has saved."""
     kind = Call(DTYPE, "f8", False, True, state=(3, "<", None, None, None, -1, -1, 0))
@@ -208,8 +278,20 @@ def state():
     return OrderedDict(named), storages
 
 
+def image_set():
+    """A data set of two images in EDM's form, by the names of its entries."""
+    entries = {}
+    for index in range(2):
+        buffer = io.BytesIO()
+        pixels = np.random.RandomState(index).randint(0, 256, (4, 4, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(buffer, "PNG", compress_level=0)
+        entries[f"00000/img{index:08d}.png"] = buffer.getvalue()
+    labels = [[name, index] for index, name in enumerate(entries)]
+    return entries | {"dataset.json": json.dumps({"labels": labels}).encode()}
+
+
 def bombs(canary):
-    """Hostile files by name: (suffix, content). A `.pkl` is a snapshot, a `.pth` a file of torch."""
+    """Hostile files by name: (suffix, content). A `.pkl` is a snapshot, `.pth` torch's, a `.zip` a data set."""
     attack = pickle.dumps(Attack(canary), 2)
     found = {
         "outer": (".pkl", pickle.dumps({"ema": Attack(canary)}, 4)),
@@ -236,6 +318,8 @@ def bombs(canary):
         "state_of_function": (".pkl", b"\x80\x04ctorch._utils\n_rebuild_parameter\nN}\x8c\x01aK\x01s\x86b."),
         "attribute": (".pkl", b"\x80\x04\x8c\x0bcollections\x8c\x14OrderedDict.__init__\x93."),
         "script_name": (".pkl", b"\x80\x04c__torch__.nets\nNet\n)\x81."),
+        "sfd_attribute": (".pkl", b"\x80\x04cmodels.networks_edm\ntorch.hub.load\n."),
+        "sfd_called": (".pkl", b"\x80\x04cmodels.networks_edm\nSongUNet\n\x8c\x01a\x85R."),
     }
     for size in (0, 1, 10, 100, 1000):
         found[f"cut_{size}"] = (".pkl", dumped(tiny(canary), 4)[:size])
@@ -256,7 +340,28 @@ def bombs(canary):
         "zip_size": (".pth", _resized(good)),
         "zip_cut": (".pth", good[:-30]),
     }
-    return found
+    images = image_set()
+    name, other, _ = images
+    header = images[name][:16] + struct.pack(">II", 50_000, 50_000) + images[name][24:29]
+    huge = header + struct.pack(">I", zlib.crc32(header[12:29])) + images[name][33:]
+    data = {
+        "up": images | {"../up.png": b""},
+        "absolute": images | {"/etc/up.png": b""},
+        "pixels": images | {name: huge},
+        "pickle": images | {name: attack},
+        "json": images | {"dataset.json": b'{"labels": ' + b"[" * 100_000},
+        "labels": images | {"dataset.json": b'{"labels": [' + b"[]," * 40_000 + b"[]]}"},
+        "vectors": images | {"dataset.json": json.dumps({"labels": [[name, [1] * 9], [other, 1]]}).encode()},
+        "class": images | {"dataset.json": json.dumps({"labels": [[name, 1 << 62], [other, 1]]}).encode()},
+    }
+    found |= {f"data_{key}": (".zip", _zip(entries)) for key, entries in data.items()}
+    deflated = _zip(images | {name: b"\0" * (64 << 20)}, zipfile.ZIP_DEFLATED)
+    overlapping = _overlapping().replace(b"net/data/", b"net/0.png")
+    others = _zip({f"{i}.txt": b"" for i in range(3000)})
+    return found | {
+        "data_bomb": (".zip", deflated), "data_cut": (".zip", _zip(images)[:-30]),
+        "data_overlap": (".zip", overlapping), "data_many": (".zip", others),
+    }  # fmt: skip
 
 
 def _head():

@@ -63,7 +63,8 @@ class Zip:
         try:
             yield
         except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, KeyError, UnicodeError,
-                struct.error, zlib.error) as error:  # fmt: skip
+                struct.error, zlib.error, OSError, OverflowError) as error:  # fmt: skip
+            # The last two are of places outside the file, which a list of entries may name.
             what = f"{self.path}: {name}" if name else str(self.path)
             raise ValueError(f"{what} is damaged or no zip ({_line(error)}); make or fetch it again.") from None
 

@@ -5,6 +5,7 @@
            "precond": {"name": "edm", "sigma_data": 0.5}}
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from fastdiff_jax import registry
 from fastdiff_jax.interop import names
-from fastdiff_jax.interop.edm_pickle import Record
+from fastdiff_jax.interop.edm_pickle import Plain, Record, flatten
 from fastdiff_jax.interop.pickles import shown
 from fastdiff_jax.interop.torch_state import Module
 from fastdiff_jax.types import Network, Params
@@ -36,6 +37,9 @@ NETWORKS = {"SongUNet": "song", "DhariwalUNet": "adm"}
 # Arguments that are sizes of images and conditions, or only of interest to training.
 OTHERS = {"img_resolution", "in_channels", "out_channels", "label_dim", "label_dropout"}
 STEP = "use_step_condition"  # of SFD
+TRAINING = "training_kwargs"  # attribute that SFD saves its settings in
+HEADS = ("num_heads", "out_channels")  # attributes of a block
+BLOCK = re.compile(r"enc\.(\d+)x\1_block(\d+)\.conv0\.weight")
 # Attributes of a preconditioner by our argument, and its loss by our objective.
 PRECONDS = {
     "EDMPrecond": dict(sigma_data="sigma_data"),
@@ -61,7 +65,7 @@ class Described(NamedTuple):
     precond: dict[str, Any]  # section of a config
     shape: tuple[int, int, int]  # (H,W,C) of its images
     classes: int  # 0 if it is unconditional
-    settings: dict[str, Any]  # all plain attributes that it was saved with
+    settings: dict[str, Any]  # all plain attributes that it was saved with, SFD's settings among them
 
 
 def described(saved: Record) -> Described:
@@ -93,7 +97,7 @@ def described(saved: Record) -> Described:
             raise ValueError(f"the snapshot's {saved.name} has {name} {given}; known: {value}.")
     settings = {
         name: value
-        for name, value in saved.state.items()
+        for name, value in (saved.state | _inside(saved, TRAINING)).items()
         if isinstance(name, str) and name[:1] != "_" and type(value) in (str, int, float, bool, type(None))
     }
     if settings.get(STEP) or _inside(inner, "_init_kwargs").get(STEP):
@@ -104,10 +108,12 @@ def described(saved: Record) -> Described:
     return Described(network, precond, (size, size, channels), classes, settings)
 
 
-def weights(what: Described, state: Mapping[str, np.ndarray]) -> Params:
+def weights(what: Described, state: Mapping[str, np.ndarray], levels: np.ndarray | None = None) -> Params:
     """The tree of a described network with the arrays of its state dict, float32.
 
-    Raises: ValueError naming what is missing, left over, of another shape or filter, or not finite.
+    Args:
+      levels: as of `names.from_state`.
+    Raises: ValueError naming what is missing, left over, of another shape, filter or table, or not finite.
     """
     network = built(what)
     x = jax.ShapeDtypeStruct((1, *what.shape), jnp.float32)
@@ -119,17 +125,16 @@ def weights(what: Described, state: Mapping[str, np.ndarray]) -> Params:
     for name, value in state.items():
         if not np.isfinite(np.asarray(value, np.float32)).all():
             raise ValueError(f"{shown(name)} of the snapshot is not finite; the file is damaged.")
-    params = names.from_state(state, template, taps=taps(what.network), prefix=PREFIX)
+    params = names.from_state(state, template, taps=taps(what.network), prefix=PREFIX, levels=levels)
     return jax.tree.map(lambda leaf: np.ascontiguousarray(leaf, np.float32), params)
 
 
 def relevant(state: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
     """A state dict without what the network does not use, and the names of that.
 
-    That is iDDPM's table of levels, and the layers for a number of steps that every network of SFD has, also
-    those that are told none.
+    That is the layers for a number of steps that every network of SFD has, also those that are told none.
     """
-    dropped = [name for name in state if name == "u" or any("_step" in part for part in name.split("."))]
+    dropped = [name for name in state if any("_step" in part for part in name.split("."))]
     return {name: value for name, value in state.items() if name not in dropped}, dropped
 
 
@@ -151,6 +156,8 @@ def built(what: Described) -> Network:
 def _arguments(inner: Record) -> dict[str, Any]:
     """How a network was built, defaults included, checked for what they are."""
     given, known = inner.state.get("_init_kwargs"), ARGUMENTS[inner.name]
+    if isinstance(inner, Plain):
+        given = _read_off(inner)
     if not isinstance(given, dict) or inner.state.get("_init_args"):
         raise ValueError(f"the snapshot does not say by which named arguments its {inner.name} was built.")
     unknown = sorted(shown(name) for name in set(given) - set(known) - OTHERS - {STEP})
@@ -160,6 +167,47 @@ def _arguments(inner: Record) -> dict[str, Any]:
         raise ValueError(f"the snapshot's {inner.name} was built with {what}; known: {', '.join(known)}.")
     values = {name: value for name, value in (known | given).items() if name not in ("label_dropout", STEP)}
     return {name: _value(name, value, known.get(name)) for name, value in values.items()}
+
+
+def _read_off(inner: Plain) -> dict[str, Any]:
+    """The arguments of a network that was saved without them, by its parts and their shapes.
+
+    Raises: ValueError if there are others than the two networks have.
+    """
+    arrays = flatten(inner)
+    shape = {name: value.shape for name, value in arrays.items()}
+    found = [(int(match[1]), int(match[2]), name) for name in shape if (match := BLOCK.fullmatch(name))]
+    song = inner.name == "SongUNet"
+    try:
+        first = {size: shape[name][0] for size, index, name in found if index == 0}
+        sizes = sorted(first, reverse=True)
+        size = sizes[0]
+        (wide, noise), (width, inputs) = shape["map_layer0.weight"], shape[f"enc.{size}x{size}_conv.weight"][:2]
+        width = width if song else noise
+        head = f"dec.{size}x{size}_aux_conv.weight" if song else "out_conv.weight"
+        label, augment = (shape.get(f"map_{name}.weight", (0, 0))[1] for name in ("label", "augment"))
+        block = _inside(_inside(inner, "_modules")["enc"], "_modules")[f"{size}x{size}_block0"]
+        made = dict(
+            img_resolution=size, in_channels=inputs, out_channels=shape[head][0], label_dim=label,
+            augment_dim=augment, model_channels=width, channel_mult=[first[one] // width for one in sizes],
+            channel_mult_emb=wide // width, num_blocks=len(found) // len(sizes), dropout=block.state["dropout"],
+            attn_resolutions=[one for one in sizes if f"enc.{one}x{one}_block0.qkv.weight" in shape],
+        )  # fmt: skip
+        if song:
+            aux = {name.rpartition("_aux_")[2].partition(".")[0] for name in shape if "_aux_" in name}
+            made |= dict(
+                embedding_type="fourier" if "map_noise.freqs" in shape else "positional",
+                channel_mult_noise=noise // width,
+                encoder_type="residual" if "residual" in aux else "skip" if "skip" in aux else "standard",
+                decoder_type="skip" if "up" in aux else "standard",
+            )
+            kernels = [value for name, value in arrays.items() if name.endswith(f".{names.FILTER}")]
+            if kernels:
+                row = [float(tap) for tap in kernels[0][0, 0, 0, :16]]
+                made["resample_filter"] = [round(tap / row[0]) for tap in row]
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        raise ValueError(f"the snapshot's {inner.name} has other parts than this network's.") from None
+    return made
 
 
 def _value(name: str, value: Any, default: Any) -> Any:
@@ -207,6 +255,9 @@ def _head_width(inner: Record) -> int:
     for part in ("enc", "dec"):
         for block in _inside(_inside(inner, "_modules").get(part), "_modules").values():
             given = _inside(block, "_init_kwargs")
+            if isinstance(block, Plain) and block.state.get("num_heads"):
+                heads, wide = (_number(name, block.state.get(name), 1 << 20) for name in HEADS)
+                given = {"channels_per_head": wide // heads}
             if "channels_per_head" in given:
                 found.add(_number("channels_per_head", given["channels_per_head"], MOST["channels_per_head"]))
     if len(found) > 1:

@@ -1,8 +1,9 @@
 """Network snapshots of the EDM code and its descendants (SiD, SFD), read without running what they ask for.
 
 A snapshot is one pickle of a dict whose networks are objects that carry the source of their class along, to be
-executed; here they become inert records of class name and attributes, and the source is dropped. Each storage
-is a file of torch in itself, with pickles of its own, which are checked again and may name even less.
+executed; here they become inert records of class name and attributes, and the source is dropped. Those of SFD
+name the classes of its own code instead, and become the same. Each storage is a file of torch in itself, with
+pickles of its own, which are checked again and may name even less.
 
     {"ema": record EDMPrecond {"_modules": {"model": record SongUNet {...}}, "sigma_data": 0.5, ...}, ...}
 """
@@ -20,6 +21,11 @@ from fastdiff_jax.interop.torch_state import STORAGES, Budget, Module, Storage
 
 KEYS = ("ema", "G_ema", "model", "net", "G")  # of networks, most wanted first
 STORAGE = pickles.Limits(opcodes=200, depth=8, text=1000, tuple=8)  # of the pickles inside a storage
+SFD = "models.networks_edm"  # SFD's module, and its classes
+SFD_CLASSES = (
+    "EDMPrecond", "SongUNet", "DhariwalUNet", "UNetBlock", "Linear", "Conv2d", "GroupNorm",
+    "PositionalEmbedding", "FourierEmbedding",
+)  # fmt: skip
 DTYPES = {"f8", "f4", "f2", "i8", "i4", "i2", "i1", "u1", "b1"}  # of numbers that numpy has saved
 
 
@@ -33,6 +39,17 @@ class Record(Module):
 
     def __setstate__(self, state):
         raise pickle.UnpicklingError("a second state for an object")
+
+
+class Plain(Record):
+    """An object that was pickled by its class's name, which a subclass has; its attributes come as a state."""
+
+    title = ""
+
+    def __new__(cls):
+        return Record.__new__(cls, cls.title, {})
+
+    __setstate__ = Module.__setstate__
 
 
 class Dtype:
@@ -127,7 +144,7 @@ def vocabulary(budget: Budget) -> pickles.Vocabulary:
         ("numpy", "dtype"): Name(Call(dtype), "record"),
         ("numpy.core.multiarray", "scalar"): Name(Call(scalar)),
         ("numpy._core.multiarray", "scalar"): Name(Call(scalar)),
-    }
+    } | {(SFD, name): Name(type(name, (Plain,), {"title": name}), "record") for name in SFD_CLASSES}
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from fastdiff_jax.precond import denoiser
 from fastdiff_jax.rng import normal_per_image, stream
 from fastdiff_jax.types import Array, Denoiser, Method, Params, Parts, Sampler, expand
 
+AUGMENTED = "fake"  # the role that is told of augmentation
+
 
 class Options(NamedTuple):
     """Settings of SiD; defaults are the reference's for CIFAR-10 (arXiv:2404.04057)."""
@@ -57,12 +59,14 @@ def build(config, parts: Parts) -> Method:
 
         G(z) = D_G(sigma_init z; sigma_init)
 
-    The loss of G is `identity.elements`, that of the fake score `parts.objective` on generated images.
+    The loss of G is `identity.elements`, that of the fake score `parts.objective` on generated images. If there
+    is augmentation, these are changed, and the fake score alone is told how; everywhere else images are as they
+    were made, and no network is told anything, which is "not changed".
 
     Args:
       config: see `Options`.
-      parts: models and optimizers "generator" and "fake", models["teacher"], objective, shape, labels (class
-        shares that the labels of generated images are drawn from).
+      parts: models and optimizers "generator" and "fake", models["teacher"], objective, shape, augment, labels
+        (class shares that the labels of generated images are drawn from).
     Frozen: teacher; at `init` also "initial", weights to start from instead of the teacher's.
     Metrics: loss_fake and loss_generator, sums over pixels and means over samples; gap, the mean squared
       difference of teacher and fake score at x_t (the one of the three that falls with progress); ema_beta.
@@ -91,7 +95,9 @@ def build(config, parts: Parts) -> Method:
         shape = (len(jax.tree.leaves(batch)[0]), *parts.shape)
 
         def for_fake(key):
-            return parts.objective.draw(key, shape)
+            pipe = parts.augment
+            more = {} if pipe is None else {"augment": pipe.draw(stream(key, "augment"), shape[0])}
+            return parts.objective.draw(key, shape) | more
 
         def for_generator(key):
             noise = jax.random.normal(stream(key, "noise"), shape)
@@ -109,6 +115,9 @@ def build(config, parts: Parts) -> Method:
         def on_fake(psi, part, dropout):
             cond = condition(part)
             x = generate(state.generator, part["latents"], cond)
+            if parts.augment is not None:
+                x, told = parts.augment.apply(x, part["augment"])
+                cond = cond | {"augment": told}
             elements = generation.fake_loss(
                 denoiser(models["fake"], psi, cond, dropout), x, part, parts.objective
             )

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fastdiff_jax import precond, rng, trees
+from fastdiff_jax import conditioning, precond, rng, trees
 from fastdiff_jax.metrics import timing
 from fastdiff_jax.runtime import commands, compile, generate, progress, recorded
 from fastdiff_jax.runtime import mesh as meshes
@@ -33,9 +33,11 @@ def run(run: Experiment, steps: int) -> None:
     weights = training(job, frozen, initial, batch_size, steps, mesh)
     for name, sampler in job.method.samplers.items():
         size = run.config.evaluation.batch_size
-        maker = generate.generator(sampler, weights, frozen, job.classes, size, mesh)
-        indices, labels = np.arange(size), np.zeros(size, np.int32)
-        speed = timing.per_image(maker.batch, 0, indices, labels, images=size, repeats=5)
+        task, shape = job.parts.task, job.parts.shape
+        maker = generate.generator(sampler, weights, frozen, job.classes, size, mesh, task=task, shape=shape)
+        told = [np.arange(size), np.zeros(size, np.int32)]
+        told += [] if task is None else [np.zeros((size, *shape), np.float32)]
+        speed = timing.per_image(maker.batch, 0, *told, images=size, repeats=5)
         progress.say(
             f"sampler {name}: {sampler.nfe} NFE, compile {maker.compile_seconds:.1f} s, "
             f"{speed.median:.3g} ms/image (best {speed.best:.3g}), {1e3 / speed.median:.4g} images/s"
@@ -52,7 +54,8 @@ def forward(run: Experiment, images: int, steps: int) -> None:
     role = next(role for role in job.parts.models if role != "teacher" or len(job.parts.models) == 1)
     model = job.parts.models[role]
     x = jnp.zeros((images, *precond.input_shape(model, job.parts.shape)))
-    cond = {"label": jnp.zeros((images, job.classes))} if job.classes else {}
+    parts, (frozen, _) = job.parts, commands.basis_shapes(job)
+    cond = conditioning.blank(parts.labels, parts.task, parts.shape, frozen, images)
     shapes = jax.eval_shape(model.network.init, rng.root(0, "init"), x, cond)
     progress.say(
         f"{run.name}: network {role}, {trees.parameters(shapes):,} parameters, {trees.nbytes(shapes):,} bytes, "

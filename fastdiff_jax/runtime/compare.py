@@ -125,6 +125,7 @@ def differences(left: Mapping[str, Any], right: Mapping[str, Any], columns: list
     """
     for key in ("sampling", "samples", "quantiser"):
         yield from _difference(key, left[key], right[key])
+    yield from _difference("task", left.get("task"), right.get("task"))
     if left["sampling"] == right["sampling"] == protocols.EDM:
         yield from _difference("seeds", *(", ".join(side["seeds"]) for side in (left, right)))
     yield from _data("data", left["data"], right["data"])

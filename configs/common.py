@@ -20,6 +20,12 @@ def words(arg: str, *known: str) -> set[str]:
     return given
 
 
+def alone(given: set[str], word: str, *others: str) -> None:
+    """Raises ValueError if `word` stands beside one of the others, with which it has no meaning."""
+    if beside := [other for other in others if other in given]:
+        raise ValueError(f"{word} stands without {', '.join(beside)}; leave out one of them.")
+
+
 def joined(given: set[str], *wanted: str) -> str:
     """The suffix of a config reference that passes on those of `wanted` that were given: ":16,smoke"."""
     passed = [word for word in (*wanted, "smoke") if word in given]
@@ -93,9 +99,26 @@ def fid(config: ConfigDict, weights: str, reference: str = "") -> None:
     config.evaluation.update(num=50000, protocol="edm", seeds=(0, 1, 2))
 
 
+def published_measures(config: ConfigDict, given: set[str]) -> None:
+    """With the word fid: measures as published figures are, by pytorch-fid's file of Inception in data/."""
+    if "fid" in given:
+        fid(config, "data/pt_inception-2015-12-05-6726825d.pth")
+
+
 def samplers(*requests: tuple[str, int]) -> dict:
     """Named samplers by report name: samplers(("euler", 2)) -> {"euler 2": {"name": "euler", "nfe": 2}}."""
     return {f"{name} {nfe}": dict(name=name, nfe=nfe) for name, nfe in requests}
+
+
+def guided_samplers(scale: float, *counts: int, solver: str = "dpmpp_2m") -> dict:
+    """A solver guided at one scale, for numbers of network calls, two a step: {"dpmpp_2m, guided 150% 8": ...}.
+
+    Names have the scale in percent, as a config's keys have no dots.
+    """
+    return {
+        f"{solver}, guided {scale:.0%} {nfe}": dict(name=solver, nfe=nfe, guidance=dict(scale=scale))
+        for nfe in counts
+    }
 
 
 def posthoc(config: ConfigDict, given: set[str]) -> None:
@@ -306,7 +329,7 @@ def fdm_study(
       stem: of the config, whose words are those of `fdm`.
       given: words that are passed on to it; with "smoke" the study is of edm, two seeds and few samplers.
       seeds: of training.
-      parts: whether the input scale alone and the warm-up alone are rows too.
+      parts: whether the input scale alone and the warm-up alone are rows too, of the first seed.
     """
     small, passed = "smoke" in given, [word for word in ("16", "smoke") if word in given]
     seeds = seeds[:2] if small else seeds
@@ -317,7 +340,7 @@ def fdm_study(
             named = [*passed, *([base] if base != "edm" else []), *([word] if word else [])]
             teachers[f"{base}, {part}" if part else base] = dict(
                 config=stem + (":" + ",".join(named) if named else ""),
-                seeds=seeds,
+                seeds=seeds[:1] if word in ("scale", "warmup") else seeds,
                 baseline=base if part else "",
             )
     config = ConfigDict()
@@ -361,6 +384,119 @@ def smoke(config: ConfigDict) -> ConfigDict:
     return config
 
 
+# Tasks by name, for a teacher and its students alike.
+TASKS = {
+    "inpainting": dict(
+        name="inpainting", boxes=0.5, smallest=0.25, largest=0.75, strokes=3, thickness=0.15
+    ),
+    "superres": dict(name="superres", factor=4),
+    "edges": dict(name="edges", threshold=0.4),
+    "reference": dict(
+        name="reference", features="features", tap="features",
+        holes=dict(boxes=1.0, smallest=0.5, largest=0.85),
+    ),
+}  # fmt: skip
+
+
+def task_teacher(config: ConfigDict, side: int, **network) -> None:
+    """Model, objective and samplers of a small noise-predicting teacher, as discrete_digits is, for a task.
+
+    Labels, and what else the task guides, are hidden in one image of ten.
+
+    Args:
+      side: of the images; the coarse half of the network has attention.
+      network: options of it besides its size: `concat`, `adapter`, `reference`.
+    """
+    size = dict(
+        name="song", model_channels=40 if side == 8 else 32, channel_mult=(1, 2), num_blocks=1,
+        attn_resolutions=(side // 2,), dropout=0.0, dtype="float32",
+    )  # fmt: skip
+    levels = dict(betas="scaled_linear", steps=1000)  # Stable Diffusion's
+    config.models = dict(student=dict(network=size | network, precond=dict(name="discrete", **levels)))
+    config.objective = dict(name="discrete", **levels)
+    config.schedule = trailing_levels()
+    config.method = dict(
+        name="teacher", ema_half_life=20e3, ema_ramp=0.05, label_dropout=0.1, accumulation=1
+    )
+    config.method.samplers = task_samplers()
+    adam = dict(
+        name="adam", learning_rate=2e-3, b2=0.99, ramp_images=6400.0, decay="cosine", final=0.02
+    )
+    config.optimizers = dict(student=adam)  # ours
+
+
+def trailing_levels() -> dict:
+    """Levels of samplers on Stable Diffusion's labels."""
+    return dict(name="timesteps", spacing="trailing", betas="scaled_linear", train_steps=1000)
+
+
+def task_samplers() -> dict:
+    """A task's teacher, unguided and guided, at many calls and at those of its students."""
+    return samplers(("dpmpp_2m", 32), ("dpmpp_2m", 4)) | guided_samplers(1.5, 64, 8, 4)
+
+
+def task_student(config: ConfigDict, side: int, given: set[str]) -> None:
+    """Model, method and optimizers of a Flash student: a LoRA delta of a `task_teacher`, as flash_digits."""
+    config.models = {role: dict(like="teacher") for role in ("teacher", "student")}
+    rank = 5 if side == 8 else 4  # 8 % of the weights
+    rule = dict(rank=rank, alpha=float(rank), init="gaussian")
+    everywhere = ("attention", "convolutions", "embeddings")  # of an adapter nothing: it stays as it is
+    config.models.student.lora = dict(rules={name: dict(rule) for name in everywhere})
+    coarse = side // 2
+    config.models.discriminator = dict(
+        network=dict(
+            name="discriminator", head="dmd2", layers=((64, 4, 2, 1), (64, coarse // 2, coarse // 2, 0))
+        ),
+        precond=dict(name="identity"),
+    )
+    config.method = dict(
+        name="flash", grid=16, guidance=(1.5, 1.5), distance=dict(name="l2"), renoise="exact", nfe=(1, 2, 4)
+    )
+    config.method.adversarial = dict(
+        tap=f"dec/{coarse}x{coarse}_in1", loss=dict(name="lsgan"), labels=(10, 250, 500, 750)
+    )
+    stages = 4
+    config.method.stages = dict(
+        steps=(1, 1, 1, 3) if "smoke" in given else (300 if side == 8 else 200,) * stages,
+        modes=((0.0, 0.0, 0.5, 0.5), (0.1, 0.3, 0.3, 0.3), (0.25, 0.25, 0.25, 0.25), (0.4, 0.2, 0.2, 0.2)),
+        distill=(1.0,) * stages,
+        matching=(0.0, 0.3, 0.5, 0.7),
+        adversarial=(0.0, 0.1, 0.2, 0.3),
+    )
+    if "smoke" in given:
+        config.method.grid = 8
+    adam = dict(name="adamw", b1=0.9, b2=0.999, weight_decay=0.01)
+    student = dict(adam, learning_rate=1e-3, decay="cosine", final=0.05)
+    config.optimizers = dict(student=student, discriminator=dict(adam, learning_rate=1e-3))
+    config.schedule = trailing_levels()
+    size, steps = (64, 1200) if side == 8 else (32, 800)
+    config.train.update(batch_size=size, steps=steps, log_every=20, save_every=200)
+    config.evaluation.teacher_samplers = task_samplers()
+
+
+def condition_net(config: ConfigDict) -> None:
+    """Adds the model whose features a task's condition is: the net that `feature_panel` measures in."""
+    net = config.evaluation.panel.features.ft
+    config.models.features = dict(
+        network=dict(name="classifier"), precond=dict(name="identity"), weights=net
+    )
+
+
+def tasks_digits(config: ConfigDict) -> None:
+    """Data and measures of the digits; conditions are made of the 360 that nothing is trained on."""
+    config.data = dict(name="digits")
+    feature_panel(config, "digits")
+    config.evaluation.update(num=1797, batch_size=600)
+
+
+def tasks_fashion_mnist(config: ConfigDict) -> None:
+    """Data and measures of Fashion-MNIST at 16x16; conditions are made of the test split."""
+    config.data = dict(name="tfds", dataset="fashion_mnist", size=16, in_memory=True)
+    fashion_panel(config, small=True)
+    config.evaluation.panel.nearest = False
+    config.evaluation.update(num=5000, batch_size=500, seeds=(0, 1), split="test")
+
+
 def feature_panel(config: ConfigDict, net: str) -> None:
     """Adds a shipped feature net: distances in its 64 hidden units (ft), precision and recall there."""
     config.evaluation.panel.features.ft = dict(name="classifier", weights=net, sha256=NETS[net])
@@ -374,6 +510,19 @@ def fashion_panel(config: ConfigDict, small: bool) -> None:
         config.evaluation.panel.manifold = ""  # the balls of 60,000 images take minutes
     else:
         config.evaluation.panel.features.px = dict(name="pixels", pool=2)
+
+
+def cifar16_panel(config: ConfigDict) -> None:
+    """Measures of CIFAR-10 at 16x16 for a CPU core: 192 dimensions of pixels, and its feature net."""
+    feature_panel(config, "cifar10_16")
+    config.evaluation.panel.features.px = dict(name="pixels", pool=2)
+    config.evaluation.panel.update(manifold="", nearest=False)  # against 50,000 images both take minutes
+    config.evaluation.update(num=2000, batch_size=500)
+
+
+def fewer_samplers() -> dict:
+    """`usual_samplers` where a call takes a core seconds: the teacher at its best, and three of few calls."""
+    return samplers(("heun", 35), ("euler", 1), ("euler", 2), ("dpmpp_2m", 3))
 
 
 def lab_data(dim: int) -> dict:

@@ -20,6 +20,12 @@ def guided(conditional: Denoiser, unconditional: Denoiser, scale: float) -> Deno
     if scale in (0, 1):
         return conditional if scale else unconditional
 
+    return mixed(conditional, unconditional, scale)
+
+
+def mixed(conditional: Denoiser, unconditional: Denoiser, scale: Array) -> Denoiser:
+    """`guided` by a scale () that may be traced: always two network calls."""
+
     def denoise(x, sigma):
         base = unconditional(x, sigma)
         return base + scale * (conditional(x, sigma) - base)

@@ -15,6 +15,7 @@ from fastdiff_jax.processes import cld as langevin
 from fastdiff_jax.processes import discrete as processes
 from fastdiff_jax.processes import fdm
 from fastdiff_jax.processes.standard import vp as vp_process
+from fastdiff_jax.processes.standard import vp_level
 from fastdiff_jax.types import (
     Array,
     Coefficients,
@@ -64,7 +65,7 @@ def vp(beta_d: float = 19.9, beta_min: float = 0.1, steps: int = 1000, eps: floa
         ones = jnp.ones_like(sigma)
         return Coefficients(ones, -sigma, 1 / jnp.sqrt(sigma**2 + 1), (steps - 1) * process.inverse(sigma))
 
-    low, high = (float(np.sqrt(np.expm1(beta_d * t**2 / 2 + beta_min * t))) for t in (eps, 1.0))
+    low, high = (float(vp_level(t, beta_d, beta_min)) for t in (eps, 1.0))
     return Precond(coefficients, same, low, high)
 
 
@@ -120,27 +121,79 @@ def discrete(
     beta_0: float | None = None,
     beta_1: float | None = None,
     steps: int = 1000,
+    zero_snr: bool = False,
+    prediction: str = "epsilon",
 ) -> Precond:
-    """Noise prediction on a discrete VP model whose label is continued between the levels; Stable Diffusion's.
+    """A discrete VP model, such as Stable Diffusion: `tabled` on the levels of betas.
 
-        c_skip = 1,  c_out = -sigma,  c_in = 1 / sqrt(1 + sigma^2),  c_noise = M tau(sigma) - 1
+    Args:
+      betas, beta_0, beta_1, steps, zero_snr: as `processes.discrete.alphas_cumprod`; steps is M.
+      prediction: one of PREDICTIONS.
+    Raises: ValueError for bad betas, or another prediction.
+    Source: Rombach et al. 2022 (arXiv:2112.10752), in the coordinates of arXiv:2206.00364, Table 1.
+    """
+    return tabled(processes.alphas_cumprod(betas, steps, beta_0, beta_1, zero_snr), prediction)
+
+
+# What a discrete model's network predicts, as (c_skip, c_out) of sigma; r = sqrt(1 + sigma^2).
+PREDICTIONS = {
+    "epsilon": lambda sigma: (jnp.ones_like(sigma), -sigma),
+    "v": lambda sigma: (1 / (1 + sigma**2), -sigma / jnp.sqrt(1 + sigma**2)),
+    "x0": lambda sigma: (jnp.zeros_like(sigma), jnp.ones_like(sigma)),
+}
+
+
+def tabled(abar: np.ndarray, prediction: str = "epsilon") -> Precond:
+    """A VP model of the levels abar (M,), whose label is continued between them.
+
+        epsilon: c_skip = 1,    c_out = -sigma                 (the noise)
+        v:       c_skip = 1 / r^2,  c_out = -sigma / r         (eps sqrt(abar) - x0 sqrt(1 - abar))
+        x0:      c_skip = 0,    c_out = 1                      (the image)
+        c_in = 1 / r,    r = sqrt(1 + sigma^2),    c_noise = M tau(sigma) - 1
 
     with the piecewise linear tau of `processes.discrete.process`: at a trained level, c_noise is its label.
 
-    Args:
-      betas, beta_0, beta_1, steps: as `processes.discrete.alphas_cumprod`; steps is M.
-    Raises: ValueError for bad betas.
-    Source: Rombach et al. 2022 (arXiv:2112.10752), in the coordinates of arXiv:2206.00364, Table 1.
+    Raises: ValueError for another prediction, and for levels that do not fall within (0, 1).
+    Source: Ho et al. 2020 (arXiv:2006.11239), eq. 11; v: Salimans and Ho 2022 (arXiv:2202.00512), section 4.
     """
-    abar = processes.alphas_cumprod(betas, steps, beta_0, beta_1)
-    process = processes.process(abar)
-    low, high = map(float, processes.sigmas(abar[[0, -1]]))
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"a discrete model predicts {', '.join(PREDICTIONS)}; got {prediction!r}.")
+    label, table = processes.clock(abar), processes.sigmas(abar)
 
     def coefficients(sigma):
-        label = steps * process.inverse(sigma) - 1
-        return Coefficients(jnp.ones_like(sigma), -sigma, 1 / jnp.sqrt(1 + sigma**2), label)
+        scalings = PREDICTIONS[prediction](sigma)
+        return Coefficients(*scalings, 1 / jnp.sqrt(1 + sigma**2), label(sigma))
 
-    return Precond(coefficients, same, low, high)
+    return Precond(coefficients, same, float(table[0]), float(table[-1]), table)
+
+
+def boundary(label: Array, scaling: float = 10.0, sigma_data: float = 0.5) -> tuple[Array, Array]:
+    """(c_skip, c_out) that make a consistency function the identity at label 0, elementwise.
+
+        c_skip = d^2 / (s^2 + d^2),    c_out = s / sqrt(s^2 + d^2),    s = scaling label,    d = sigma_data
+
+    Source: Luo et al. 2023 (arXiv:2310.04378), after arXiv:2303.01469, appendix C.
+    """
+    total = (scaling * label) ** 2 + sigma_data**2
+    return sigma_data**2 / total, scaling * label / jnp.sqrt(total)
+
+
+def with_boundary(
+    base: Precond, label: Callable[[Array], Array], scaling: float = 10.0, sigma_data: float = 0.5
+) -> Precond:
+    """`base` as a consistency function, with the scalings of `boundary` around it:
+
+        f(x; sigma) = c_skip x / sqrt(1 + sigma^2) + c_out D(x; sigma)
+
+    Args:
+      label: sigma -> label, see `processes.discrete.clock`.
+    """
+
+    def coefficients(sigma):
+        c, (skip, out) = base.coefficients(sigma), boundary(label(sigma), scaling, sigma_data)
+        return c._replace(skip=skip / jnp.sqrt(1 + sigma**2) + out * c.skip, out=out * c.out)
+
+    return base._replace(coefficients=coefficients)
 
 
 def identity() -> Precond:
@@ -166,6 +219,12 @@ def with_input_scale(base: Precond, process: Process) -> Precond:
     with jax.enable_x64(True), jax.ensure_compile_time_eval():
         low, high = (float(process.sigma(jnp.float64(t))) for t in (process.t_min, process.t_max))
     low, high = max(base.sigma_min, low), min(base.sigma_max, high)
+    if not low < high:
+        raise ValueError(
+            f"the input scale's process ends where its preconditioner begins, or the other way round; it has "
+            f"{float(process.sigma(process.t_min)):g} to {float(process.sigma(process.t_max)):g}, that "
+            f"{base.sigma_min:g} to {base.sigma_max:g}."
+        )
     return base._replace(coefficients=coefficients, sigma_min=low, sigma_max=high)
 
 
@@ -210,7 +269,8 @@ PHASES = {"cld": cld}  # of models that are no denoisers
 def build(config) -> Precond | PhasePrecond:
     """The preconditioner that `config.name` asks for; its other entries are arguments.
 
-    An entry `input_scale`, the section of one of `processes.fdm.PROCESSES`, wraps it, see `with_input_scale`.
+    An entry `input_scale`, the section of one of `processes.fdm.PROCESSES`, wraps it, see `with_input_scale`;
+    it may be of another base process, for study.
 
     Raises: ValueError naming the known ones.
     """

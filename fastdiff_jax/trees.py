@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fastdiff_jax.types import Array, PyTree
+from fastdiff_jax.types import Adapter, Array, PyTree
 
 CONSTANTS = ("freqs",)  # leaves that no gradient reaches: frequencies of a random embedding
 
@@ -14,6 +14,10 @@ CONSTANTS = ("freqs",)  # leaves that no gradient reaches: frequencies of a rand
 def copy(tree: PyTree) -> PyTree:
     """Fresh buffers: a donated step deletes its inputs, so aliases such as ema = params die with it."""
     return jax.tree.map(jnp.copy, tree)
+
+
+# The adapter of a student that has none: all its weights are trained, from a copy of the base on.
+FULL = Adapter(lambda key, base: copy(base), lambda base, trainable: trainable)
 
 
 def count(tree: PyTree) -> int:
@@ -87,4 +91,9 @@ def grafted(tree: PyTree, template: PyTree) -> PyTree:
 def named(tree: PyTree) -> Iterator[tuple[str, PyTree]]:
     """Pairs (path, leaf) with paths like `enc/8x8_block0/conv0/kernel`, in the tree's own order."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
+        yield name(path), leaf
+
+
+def name(path: tuple) -> str:
+    """The path of a leaf, as jax's functions with paths give it, in the form of `named`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")

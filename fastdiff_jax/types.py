@@ -52,6 +52,7 @@ class Precond(NamedTuple):
     round: Callable[[Array], Array]  # sigma -> nearest trained sigma; identity but for discrete models
     sigma_min: float
     sigma_max: float
+    table: np.ndarray | None = None  # (M,) sigma of each label of a discrete model, rising; None: no labels
 
 
 class Process(NamedTuple):
@@ -209,6 +210,35 @@ class Augment(NamedTuple):
     labels: int  # A: what the network's condition "augment" holds; zeros say "not changed"
 
 
+def no_columns(made, batch, draws, features) -> dict[str, float]:
+    """The measure of a task without columns of its own."""
+    del made, batch, draws, features
+    return {}
+
+
+class Task(NamedTuple):
+    """What a model is told of each image besides its label, made from the image itself.
+
+    The last four are for reports: arrays of the host, images (N,H,W,C) in model units.
+    """
+
+    draw: Callable[[Key, Batch], Draws]  # every random number of a batch's conditions, (B,...) each
+    cond: Callable[[Batch, Draws, Frozen], Cond]  # {"concat": (B,H,W,C'), "reference": (B,K), ...}
+    guided: tuple[str, ...] = ("label",)  # conditions that dropout hides and guidance amplifies
+    shown: Callable[[Batch, Draws], Array] | None = None  # the conditions as images
+    pasted: Callable[[Array, Batch, Draws], Array] = lambda made, batch, draws: made  # as pictures show them
+    # (made, batch, draws, features: images -> (N,D), or None) -> columns
+    measure: Callable[..., dict[str, float]] = no_columns
+    baselines: Callable[[Batch, Draws], Mapping[str, Array]] = lambda batch, draws: {}  # made without a network
+
+
+class Adapter(NamedTuple):
+    """How a student's trainable tree and the frozen base below it make its weights."""
+
+    init: Callable[[Key, Params], PyTree]  # base -> trainable
+    merge: Callable[[Params, PyTree], Params]  # (base, trainable) -> weights of the network
+
+
 class Parts(NamedTuple):
     """What `runtime.assemble` hands to a method's `build(config, parts)`."""
 
@@ -218,7 +248,9 @@ class Parts(NamedTuple):
     labels: np.ndarray | None = None  # (K,) class shares of the data; None when unconditional
     schedule: Schedule | None = None
     objective: Any = None  # losses.matching.Objective of the teacher's process
-    augment: Augment | None = None  # of a teacher's training images; None: they stay as they are
+    augment: Augment | None = None  # of training images; None: they stay as they are
+    task: Task | None = None  # conditions besides the label; None: there are none
+    adapter: Adapter | None = None  # of the student on its teacher; None: all its weights are trained
 
 
 class Data(NamedTuple):

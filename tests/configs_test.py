@@ -26,7 +26,7 @@ KNOWN = experiment.known()
 STUDIES = [stem for stem in KNOWN if "study" in experiment.load(stem)]
 STEMS = [stem for stem in KNOWN if stem not in STUDIES]
 SECTIONS = {"seed", "teacher", "init_from", "data", "models", "method", "optimizers", "schedule",
-            "objective", "augment", "train", "evaluation", "mesh"}  # fmt: skip
+            "objective", "augment", "task", "train", "evaluation", "mesh"}  # fmt: skip
 
 
 @pytest.fixture(params=[f"{stem}{argument}" for stem in STEMS for argument in ("", ":smoke")])
@@ -162,6 +162,29 @@ def test_dry_run_prints_the_official_size(reference, tmp_path, capsys, monkeypat
     commands.dry_run(experiment.Experiment("run", config, tmp_path / "run"))
     assert f"parameters of the product: {OFFICIAL[reference]:,}\n" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("reference", ["edm_cifar10:cond,fid", "edm_imagenet64:fid", "sfd_cifar10:fid,3",
+                                       "sfd_imagenet64:fid", "sid_cifar10:fid", "sid_ffhq64:fid",
+                                       "sid_afhqv2:fid", "edm_ffhq64:fid,ve", "edm_afhqv2:fid",
+                                       "sid_imagenet64:fid"])  # fmt: skip
+def test_official_configs_measure_as_published(reference, tmp_path, monkeypatch):
+    """EDM's protocol with Inception by file; without that file nothing is trained."""
+    config = experiment.load(reference)
+    fid, measured = config.evaluation.panel.features.fid, config.evaluation
+    assert (fid.name, fid.protocol, measured.protocol, measured.num) == ("inception", "tf1", "edm", 50000)
+    assert tuple(measured.seeds) == (0, 1, 2)
+    assert ":fid" not in config.teacher and ",fid" not in config.teacher
+    monkeypatch.chdir(tmp_path)
+    job = assemble.assemble(config, outline=True)
+    with pytest.raises(ValueError, match="there are no Inception weights 'data/pt_inception-2015-12-05-"):
+        evaluate.check(job, meshes.make(config.mesh))
+
+
+@pytest.mark.parametrize("reference", ["edm_cifar10:16,ve", "sfd_cifar10:16,cond", "sid_cifar10:16,fid"])
+def test_words_that_have_no_meaning_together_are_refused(reference):
+    with pytest.raises(ValueError, match="16 stands without (ve|cond|fid); leave out one of them"):
+        experiment.load(reference)
 
 
 @pytest.mark.parametrize("reference", [f"{stem}{end}" for stem in STUDIES for end in ("", ":smoke")])

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastdiff_jax import precond
+from fastdiff_jax.losses import matching
 from fastdiff_jax.processes import discrete
 from fastdiff_jax.types import Model, Network
 
@@ -119,13 +120,70 @@ def test_label_lists(spacing, expected):
     assert discrete.labels(spacing, 10).tolist() == expected
 
 
-@given(st.sampled_from(sorted(discrete.SPACINGS)), st.integers(1, 60), st.integers(60, 300))
+@given(st.sampled_from(sorted(discrete.SPACINGS)), st.integers(1, 50), st.integers(60, 300))
 @settings(deadline=None, max_examples=60)
 def test_labels_fall_within_the_model(spacing, steps, train):
     found = discrete.labels(spacing, steps, train)
     assert len(found) == steps and (np.diff(found) < 0).all()
     assert found[0] < train and found[-1] >= 0
-    assert found[0] == train - 1 or spacing == "leading"
+    assert found[0] == train - 1 or spacing in ("leading", "lcm")
+
+
+def test_latent_consistency_s_default_labels():
+    """Out of 19, 39, ..., 999 as diffusers takes them."""
+    assert discrete.labels("lcm", 4).tolist() == [999, 759, 499, 259]
+    assert discrete.labels("lcm", 50).tolist() == list(range(999, 0, -20))
+
+
+def test_rescaled_betas_end_without_signal():
+    """Root of abar: first as before, last zero, differences in proportion (arXiv:2305.08891, Alg. 1)."""
+    root, found = np.sqrt(SD), np.sqrt(discrete.rescaled(SD))
+    assert found[-1] == 0 and found[0] == pytest.approx(root[0])
+    np.testing.assert_allclose(np.diff(found) / np.diff(root), root[0] / (root[0] - root[-1]), rtol=1e-9)
+    cut = discrete.alphas_cumprod(zero_snr=True)
+    np.testing.assert_array_equal(cut, discrete.rescaled(SD)[:-1])
+    assert discrete.process(cut).t_max == 1 and np.isfinite(discrete.sigmas(cut)).all()
+    with pytest.raises(ValueError, match="level 999 is noise alone, abar = 0, without EDM coordinates"):
+        discrete.process(discrete.rescaled(SD))
+
+
+def test_labels_are_looked_up_as_diffusers_does():
+    grid = np.array([999, 749, 499, 249])
+    assert discrete.looked_up(jnp.array([499, 500, 999, 10]), grid).tolist() == [2, 3, 0, 3]
+
+
+@pytest.mark.parametrize("zero_snr", [False, True])
+@pytest.mark.parametrize("prediction", precond.PREDICTIONS)
+def test_every_prediction_is_the_same_denoiser(prediction, zero_snr, x64):
+    """Networks that predict noise, v or image of Gaussian data exactly, from what they are given alone."""
+    spread, seen = 0.4, []
+    scaling = precond.build(dict(name="discrete", prediction=prediction, zero_snr=zero_snr))
+
+    def apply(params, x, label, cond, *, dropout=None, taps=()):
+        abar = jnp.asarray(1 / (1 + scaling.table**2))[jnp.round(label).astype(int)][:, None]
+        seen.append(label)
+        image = spread**2 * jnp.sqrt(abar) / (spread**2 * abar + 1 - abar) * x
+        noise = (x - jnp.sqrt(abar) * image) / jnp.sqrt(1 - abar)
+        v = jnp.sqrt(abar) * noise - jnp.sqrt(1 - abar) * image
+        return {"epsilon": noise, "v": v, "x0": image}[prediction]
+
+    labels = np.array([0, 10, 500, 998])
+    sigma = jnp.asarray(scaling.table[labels])
+    x = jax.random.normal(jax.random.key(0), (4, 3)) * sigma[:, None]
+    found = precond.denoiser(Model(Network(lambda *_: {}, apply), scaling), {})(x, sigma)
+    np.testing.assert_allclose(found, spread**2 / (spread**2 + sigma[:, None] ** 2) * x, rtol=1e-6)
+    np.testing.assert_allclose(seen[0], labels, atol=1e-7)
+
+
+def test_the_objective_is_one_on_what_is_predicted():
+    """Errors of the image, through c_out, weigh as errors of the prediction."""
+    for prediction in precond.PREDICTIONS:
+        scaling = precond.discrete(prediction=prediction)
+        sigma = jnp.asarray(scaling.table[[3, 400, 999]], jnp.float32)
+        objective = matching.discrete(prediction=prediction)
+        np.testing.assert_allclose(objective.weight(sigma) * scaling.coefficients(sigma).out ** 2, 1, rtol=1e-5)
+    with pytest.raises(ValueError, match="predicts epsilon, v, x0; got 'score'"):
+        matching.discrete(prediction="score")
 
 
 def test_pndm_labels_by_hand():
@@ -163,7 +221,10 @@ def test_middles_share_the_level_of_their_fraction():
         (lambda: discrete.alphas_cumprod("linear", beta_0=0.5, beta_1=0.1), "beta_0 <= beta_1"),
         (lambda: discrete.alphas_cumprod("linear", beta_0=-0.1), "got -0.1"),
         (lambda: discrete.process(np.array([0.5, 0.6])), "decrease strictly"),
-        (lambda: discrete.process(np.array([0.5, 0.0])), "within .0, 1."),
+        (lambda: discrete.process(np.array([0.5, 0.0])), "level 1 is noise alone"),
+        (lambda: discrete.process(np.array([1.0, 0.5])), "within .0, 1."),
+        (lambda: discrete.labels("lcm", 51), "lcm labels are 50 out of 1000; 51 steps"),
+        (lambda: precond.discrete(prediction="score"), "predicts epsilon, v, x0; got 'score'"),
         (lambda: discrete.process(np.array([0.5])), "M at least 2"),
         (lambda: discrete.labels("middle", 10), "no label spacing 'middle'"),
         (lambda: discrete.labels("leading", 1001), "from 1 to 1000; got 1001"),

@@ -10,17 +10,18 @@ ROOT = Path(__file__).parents[1]
 
 # What a part of the package may import of the package, besides itself.
 CORE = {"types", "trees", "averages", "rng", "registry"}
-WAIST = CORE | {"processes", "precond", "guidance"}
+WAIST = CORE | {"processes", "precond", "guidance", "conditioning"}
 PARTS = {
     **dict.fromkeys(CORE, CORE),
     **dict.fromkeys(("processes", "networks", "data"), CORE),
-    **dict.fromkeys(("precond", "guidance"), WAIST),
+    **dict.fromkeys(("precond", "guidance", "conditioning"), WAIST),
     **dict.fromkeys(("solvers", "losses"), WAIST),
     "methods": WAIST | {"solvers", "losses"},
     "interop": CORE | {"networks"},
     "metrics": CORE | {"networks", "interop"},
+    "tasks": CORE | {"metrics"},
     "runtime": WAIST
-    | {"networks", "data", "solvers", "losses", "methods", "metrics", "interop"},
+    | {"networks", "data", "solvers", "losses", "methods", "metrics", "tasks", "interop"},
     "launch": {"runtime"},
     "configs": set(),
 }
@@ -116,6 +117,7 @@ def test_every_part_has_a_rule():
         ("methods.sid", "from fastdiff_jax.methods import teacher", "no method imports another"),
         ("methods.sid", "from .teacher import build", "no method imports another"),
         ("methods.sid", "import flax.linen as nn", "flax belongs to networks"),
+        ("tasks.edges", "from fastdiff_jax.networks import song", "tasks must not know networks"),
         ("data.digits", "def f():\n    from tqdm import tqdm", "tqdm belongs to runtime"),
         ("data.tfds", "import tensorflow as tf", "tensorflow belongs to no part"),
         ("data.tfds", "from configs import common", "configs is above data"),

@@ -27,7 +27,8 @@ def test_generator_levels_follow_the_published_curve(tau):
 
 
 RANGES = {"karras": (0.002, 24.4084), "vp_time": (1.0005e-3, 152.168), "log_uniform": (0.02, 100.0),
-          "lognormal": (0.0, np.inf), "karras_grid": (0.002, 80.0)}  # fmt: skip
+          "lognormal": (0.0, np.inf), "karras_grid": (0.002, 80.0),
+          "discrete": (0.029167, 14.614647)}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", levels.LEVELS)
@@ -41,7 +42,7 @@ def test_levels_stay_in_range_and_fill_it(name):
         np.testing.assert_allclose(np.log(sigma).mean(), -1.2, atol=0.04)
         np.testing.assert_allclose(np.log(sigma).std(), 1.2, atol=0.03)
     else:
-        last = 999 if name == "karras_grid" else 1.0  # an index, or a time
+        last = 999 if name in ("karras_grid", "discrete") else 1.0  # an index, or a time
         ends = law.sigma(jnp.array([0, last]))
         np.testing.assert_allclose(sorted(ends), [low, high], rtol=1e-2)
         np.testing.assert_allclose(draws.mean(), last / 2, atol=0.02 * last)
@@ -82,7 +83,7 @@ def test_the_edm_loss_of_the_exact_gaussian_denoiser_is_its_closed_form(x64):
 def test_noise_prediction_losses_are_the_error_of_the_noise():
     """w (D - x0)^2 with w = 1 / sigma^2 is (predicted eps - eps)^2 for D = x - sigma predicted eps."""
     x0 = jax.random.normal(jax.random.key(0), (64, 3))
-    for objective in (matching.vp(), matching.ve()):
+    for objective in (matching.vp(), matching.ve(), matching.discrete()):
         draws = objective.draw(jax.random.key(1), x0.shape)
         wrong = lambda x, sigma: x - sigma[:, None] * (draws["noise"] + 2.0)
         np.testing.assert_allclose(objective.loss(wrong, x0, draws), 4.0, rtol=2e-3)
@@ -107,7 +108,7 @@ def test_guarded_losses_drop_nan_samples_from_value_and_gradient():
 
 
 def test_unknown_objectives_are_refused():
-    with pytest.raises(ValueError, match="no objective 'edn'; known: edm, edm_grid, vp, ve, cld"):
+    with pytest.raises(ValueError, match="no objective 'edn'; known: edm, edm_grid, vp, ve, discrete, cld"):
         matching.build(dict(name="edn"))
     with pytest.raises(ValueError, match="no option 'pmean'; known: p_mean"):
         matching.build(dict(name="edm", pmean=0.0))

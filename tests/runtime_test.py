@@ -307,7 +307,9 @@ def finished(workdir, config=None):
 def test_finished_weights_come_back_with_who_they_are(tmp_path):
     mark = finished(tmp_path)
     assert mark == finished(tmp_path) == checkpoint.fingerprint(WEIGHTS)  # the second one finds it done
-    chex.assert_trees_all_equal(checkpoint.load_product(tmp_path, SHAPES, {"seed": 1}), WEIGHTS)
+    measured = {"method": {"samplers": {"euler 5": {"name": "euler", "nfe": 5}}}}  # in other ways: not trained
+    for asked in ({"seed": 1}, {"seed": 1} | measured):
+        chex.assert_trees_all_equal(checkpoint.load_product(tmp_path, SHAPES, asked), WEIGHTS)
     assert checkpoint.product(tmp_path) == (7, {"seed": 1}, mark)
     assert mark != checkpoint.fingerprint(WEIGHTS | {"kernel": WEIGHTS["kernel"].at[0, 0].add(1)})
 

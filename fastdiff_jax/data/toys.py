@@ -18,6 +18,7 @@ class Settings(NamedTuple):
     scale: float = 0.1  # standard deviation of every mode
     seed: int = 0
     num: int = 16384
+    labels: bool = False  # whether models are told which mode a point comes from
 
 
 def mixture(settings: Settings) -> dict[str, np.ndarray]:
@@ -48,7 +49,7 @@ def points(definition: dict[str, np.ndarray], num: int, generator: np.random.Gen
 
 
 def build(config) -> Data:
-    """Points (d,) stored as float32, unconditional; a point's label is the mode it came from.
+    """Points (d,) stored as float32; a point's label is the mode it came from, which models are told if asked.
 
     `exact` is the mixture: the analytic teacher's weights, and what samples are measured against.
 
@@ -65,7 +66,7 @@ def build(config) -> Data:
         name="toys",
         train=stored.Rows(values, modes),
         reference={"image": values, "label": modes, "split": np.zeros(settings.num, np.int32)},
-        classes=0,
+        classes=settings.modes if settings.labels else 0,
         encode=stored.without_nan,
         decode=np.asarray,
         fingerprint=stored.fingerprint(values, modes),

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from fastdiff_jax import registry
 from fastdiff_jax.losses.generation import condition
-from fastdiff_jax.precond import tapped
-from fastdiff_jax.types import Array, Model, Params
+from fastdiff_jax.precond import denoiser, tapped
+from fastdiff_jax.types import Array, Cond, Model, Params, expand
 
 EPS = 1e-8  # inside the logarithms of the non-saturating loss
 
@@ -92,17 +92,35 @@ def bounded(params: Params, adversary: Adversary) -> Params:
     return jax.tree.map(lambda leaf: jnp.clip(leaf, -adversary.bound, adversary.bound), params)
 
 
-def features(model: Model, tap: str, shape: tuple[int, ...], labels=None) -> jax.ShapeDtypeStruct:
-    """What a denoiser's tap gives for one image of `shape`: (1,...); nothing is computed.
+NOISE = "noise"  # the tap that every denoiser has: the noise that it predicts
 
+
+def taken(model: Model, params: Params, cond: Cond, tap: str) -> Callable[[Array, Array], Array]:
+    """(x (B,...), sigma () or (B,)) -> features: a network's tap, or for NOISE (x - x0) / sigma.
+
+    Raises: ValueError naming the network's taps, if it has not this one.
+    """
+    if tap == NOISE:
+        denoise = denoiser(model, params, cond)
+        return lambda x, sigma: (x - denoise(x, sigma)) / expand(sigma, x)
+    bound = tapped(model, params, cond, (tap,))
+    return lambda x, sigma: bound(x, sigma)[1][tap]
+
+
+def features(
+    model: Model, tap: str, shape: tuple[int, ...], labels=None, cond: Cond | None = None
+) -> jax.ShapeDtypeStruct:
+    """What `taken` gives for one image of `shape`: (1,...); nothing is computed.
+
+    Args:
+      cond: all conditions of one image; None: the label, if there are `labels`.
     Raises: ValueError naming the network's taps, if it has not this one.
     """
 
     def outline(key, x, cond):
-        params = model.network.init(key, x, cond)
-        return tapped(model, params, cond, (tap,))(x, jnp.ones(()))[1][tap]
+        return taken(model, model.network.init(key, x, cond), cond, tap)(x, jnp.ones(()))
 
-    cond = condition(labels, {"label": jnp.zeros(1, jnp.int32)})
+    cond = condition(labels, {"label": jnp.zeros(1, jnp.int32)}) if cond is None else cond
     return jax.eval_shape(outline, jax.random.key(0), jnp.zeros((1, *shape)), cond)
 
 

@@ -34,19 +34,22 @@ def elements(x: Array, real: Array, fake: Array, alpha: float, floor: float = 1e
     return gap * ((real - x) - alpha * gap) / expand(inverse_weight(x, real, floor), x)
 
 
-def direction(x: Array, real: Array, fake: Array, floor: float | None = 0.0) -> Array:
+def direction(
+    x: Array, real: Array, fake: Array, floor: float | None = 0.0, offset: float = 0.0
+) -> Array:
     """Distribution matching's gradient in x before reduction, (B,...), itself without gradient.
 
-        omega (fake - real),    omega = 1 / inverse_weight, per sample
+        omega (fake - real),    omega = 1 / (inverse_weight + offset), per sample
 
     Args:
       floor: of omega's denominator; DMD2 has none. None: omega = 1, Diff-Instruct.
+      offset: added to the denominator instead, as Flash Diffusion does (arXiv:2406.02347).
     What is not finite becomes finite, as x = real with no floor: NaN zero, infinity the largest number.
     Source: arXiv:2311.18828, eq. 7 and 8; the weight as in DMD2's code.
     """
     gap = fake - real
     if floor is not None:
-        gap = gap / expand(inverse_weight(x, real, floor), x)
+        gap = gap / expand(inverse_weight(x, real, floor) + offset, x)
     return jax.lax.stop_gradient(jnp.nan_to_num(gap))
 
 

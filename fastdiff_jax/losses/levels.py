@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fastdiff_jax.processes import discrete as processes
 from fastdiff_jax.processes import standard
 from fastdiff_jax.types import Array, Key
 
@@ -92,7 +93,7 @@ def karras_grid(
 def vp_time(beta_d: float = 19.9, beta_min: float = 0.1, eps: float = 1e-5) -> Levels:
     """sigma(t) of the VP process at t = 1 + u (eps - 1), uniform over (eps, 1]."""
     process = standard.vp(beta_d, beta_min, eps)
-    ends = tuple(math.sqrt(math.expm1(beta_d * t**2 / 2 + beta_min * t)) for t in (eps, 1.0))
+    ends = tuple(float(standard.vp_level(t, beta_d, beta_min)) for t in (eps, 1.0))
     return Levels(jax.random.uniform, lambda u: process.sigma(1 + u * (eps - 1)), ends)
 
 
@@ -103,5 +104,28 @@ def log_uniform(sigma_min: float = 0.02, sigma_max: float = 100.0) -> Levels:
     )
 
 
+def discrete(
+    betas: str = "scaled_linear",
+    beta_0: float | None = None,
+    beta_1: float | None = None,
+    steps: int = processes.STEPS,
+    zero_snr: bool = False,
+) -> Levels:
+    """The level of a uniform label 0..M-1 of a discrete model; the standard draws are labels.
+
+    Args:
+      betas, beta_0, beta_1, steps, zero_snr: as `processes.discrete.alphas_cumprod`; steps is M.
+    Raises: ValueError for bad betas.
+    Source: Ho et al. 2020 (arXiv:2006.11239), Alg. 1.
+    """
+    table = processes.sigmas(processes.alphas_cumprod(betas, steps, beta_0, beta_1, zero_snr))
+
+    def draw(key, shape):
+        return jax.random.randint(key, shape, 0, len(table))
+
+    ends = float(table[0]), float(table[-1])
+    return Levels(draw, lambda label: jnp.asarray(table, jnp.result_type(float))[label], ends)
+
+
 LEVELS = {"lognormal": lognormal, "karras": karras, "karras_grid": karras_grid, "vp_time": vp_time,
-          "log_uniform": log_uniform}  # fmt: skip
+          "log_uniform": log_uniform, "discrete": discrete}  # fmt: skip

@@ -104,7 +104,36 @@ def ve(sigma_min: float = 0.02, sigma_max: float = 100.0, warmup: int = 0) -> Ob
     return denoising(laws.log_uniform(sigma_min, sigma_max), lambda s: 1 / s**2, warmup)
 
 
-OBJECTIVES = {"edm": edm, "edm_grid": edm_grid, "vp": vp, "ve": ve}
+def discrete(
+    betas: str = "scaled_linear",
+    beta_0: float | None = None,
+    beta_1: float | None = None,
+    steps: int = 1000,
+    zero_snr: bool = False,
+    prediction: str = "epsilon",
+) -> Objective:
+    """A discrete VP model: uniform labels, and the weight that is one on what its network predicts.
+
+        epsilon: 1 / sigma^2 (arXiv:2006.11239, eq. 14),    v: 1 + 1 / sigma^2,    x0: 1
+
+    Args:
+      betas, beta_0, beta_1, steps, zero_snr: as `processes.discrete.alphas_cumprod`; steps is M.
+      prediction: as `precond.discrete`.
+    Raises: ValueError for bad betas, or another prediction.
+    """
+    if prediction not in PREDICTED:
+        raise ValueError(f"a discrete model predicts {', '.join(PREDICTED)}; got {prediction!r}.")
+    return denoising(laws.discrete(betas, beta_0, beta_1, steps, zero_snr), PREDICTED[prediction])
+
+
+PREDICTED = {
+    "epsilon": lambda sigma: 1 / sigma**2,
+    "v": lambda sigma: 1 + 1 / sigma**2,
+    "x0": jnp.ones_like,
+}
+
+
+OBJECTIVES = {"edm": edm, "edm_grid": edm_grid, "vp": vp, "ve": ve, "discrete": discrete}
 
 
 def build(config) -> Objective:

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fastdiff_jax.types import Array
+from fastdiff_jax import registry
+from fastdiff_jax.types import Array, Model, Params
 
 # Images (B,H,W,3), normalised -> activations (B,h,w,C) by tap; weights are bound.
 Features = Callable[[Array], Mapping[str, Array]]
@@ -40,6 +41,49 @@ def variant_of(name: str) -> Variant:
     if name not in VARIANTS:
         raise ValueError(f"no LPIPS variant {name!r}; known: {', '.join(VARIANTS)}.")
     return VARIANTS[name]
+
+
+class Request(NamedTuple):
+    """A method's setting `lpips`: the file that launch/convert.py wrote, and how images come to it."""
+
+    weights: str = ""
+    sha256: str = ""
+    variant: str = "sfd"  # or another of VARIANTS
+
+
+def bound(
+    request: Mapping | None, models: Mapping[str, Model], shape: tuple[int, ...], owner: str
+) -> Callable[[Params, Array, Array], Array] | None:
+    """(weights {"trunk", "heads"}, images (B,H,W,3), images) -> (B,) LPIPS; None if none is asked for.
+
+    Args:
+      request: settings of a `Request`; models["lpips"] then is its network.
+      shape: of an image.
+      owner: the method that asks, for errors.
+    Raises: ValueError if it is asked for without weights, in an unknown variant, or of images it cannot take.
+    """
+    if request is None:
+        return None
+    settings = registry.options(Request, request, f"{owner}: lpips")
+    variant = variant_of(settings.variant)
+    if not settings.weights or "lpips" not in models:
+        raise ValueError(
+            f"{owner}: lpips is asked for without weights; convert them by launch/convert.py --kind lpips, "
+            "and name the file and its sha256, or set lpips=None."
+        )
+    network = models["lpips"].network
+    check_shape((1, *shape))
+    fed = jax.eval_shape(lambda: prepared(jnp.zeros((1, *shape)), variant))
+    jax.eval_shape(network.init, jax.random.key(0), fed)  # refuses images that it cannot take
+
+    def perceived(weights, x, y):
+        def features(images):
+            levels = jnp.zeros(len(images), images.dtype)
+            return network.apply(weights["trunk"], images, levels, {}, taps=tuple(weights["heads"]))[1]
+
+        return distance(features, weights["heads"], x, y, settings.variant)
+
+    return perceived
 
 
 def distance(

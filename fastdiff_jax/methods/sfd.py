@@ -3,7 +3,7 @@
 Source: Zhou et al., Simple and Fast Distillation of Diffusion Models, NeurIPS 2024 (arXiv:2409.19681).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -45,17 +45,9 @@ class Options(NamedTuple):
     conditioned: bool = False  # the student is told its number of levels (SFD-v)
     start: str = "global"  # a step starts where the last one led; "local": at the teacher's state
     loss: str = "l1"  # or "l2"
-    lpips: Mapping | None = None  # `Lpips`, a second term of the last step; None: the first alone
+    lpips: Mapping | None = None  # `perceptual.Request`, a second term of the last step; None: the first alone
     nfe: Sequence[int] = ()  # calls of the samplers, unguided; () for one sampler a number of levels
     guidance: Mapping = {}  # of the samplers, `sampling.Guidance`; of several scales, each has its own
-
-
-class Lpips(NamedTuple):
-    """Which LPIPS joins the loss; SFD has it in the second stage of pixel models only."""
-
-    weights: str = ""  # the file that launch/convert.py wrote
-    sha256: str = ""
-    variant: str = "sfd"  # or another of `perceptual.VARIANTS`
 
 
 class State(NamedTuple):
@@ -100,7 +92,7 @@ def build(config, parts: Parts) -> Method:
     """
     config, counts, teacher, paths = _settled(config, parts)
     guides = _guides(config.guidance, parts)
-    perceived = _perceived(config.lpips, parts)
+    perceived = perceptual.bound(config.lpips, parts.models, parts.shape, "method sfd")
     student, tx = parts.models["student"], parts.optimizers["student"]
     tx = optax.with_extra_args_support(tx)
 
@@ -322,40 +314,11 @@ def _guides(settings: Mapping, parts: Parts) -> list[sampling.Guidance | None]:
     return [sampling.guided({**settings, "scale": scale}) for scale in scales]
 
 
-def _perceived(request: Mapping | None, parts: Parts) -> Callable[[Params, Array, Array], Array] | None:
-    """(weights, images (B,H,W,3), images) -> (B,) LPIPS; None if none is asked for.
-
-    Raises: ValueError if it is asked for without weights, in an unknown variant, or of images it cannot take.
-    """
-    if request is None:
-        return None
-    settings = registry.options(Lpips, request, "method sfd: lpips")
-    variant = perceptual.variant_of(settings.variant)
-    if not settings.weights or "lpips" not in parts.models:
-        raise ValueError(
-            "method sfd: lpips is asked for without weights; convert them by launch/convert.py --kind lpips, "
-            "and name the file and its sha256, or set lpips=None."
-        )
-    network, shape = parts.models["lpips"].network, (1, *parts.shape)
-    perceptual.check_shape(shape)
-    fed = jax.eval_shape(lambda: perceptual.prepared(jnp.zeros(shape), variant))
-    jax.eval_shape(network.init, jax.random.key(0), fed)  # refuses images that it cannot take
-
-    def perceived(weights, x, y):
-        def features(images):
-            levels = jnp.zeros(len(images), images.dtype)
-            return network.apply(weights["trunk"], images, levels, {}, taps=tuple(weights["heads"]))[1]
-
-        return perceptual.distance(features, weights["heads"], x, y, settings.variant)
-
-    return perceived
-
-
 def _remarks(config: Options) -> tuple[str, ...]:
     """What a report says of the loss: a student with LPIPS compares with none without."""
     if config.lpips is None:
         return (f"Loss: {config.loss} alone, without LPIPS (lpips=None).",)
-    settings = registry.options(Lpips, config.lpips, "method sfd: lpips")
+    settings = registry.options(perceptual.Request, config.lpips, "method sfd: lpips")
     return (
         f"Loss: {config.loss}, in the last step with LPIPS (variant {settings.variant}, weights with sha256 "
         f"{settings.sha256[:12]}).",

@@ -7,15 +7,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fastdiff_jax.networks.adapter import Adapter
 from fastdiff_jax.networks.block import Style
 from fastdiff_jax.networks.embeddings import positional
 from fastdiff_jax.networks.layers import Conv, Dense, GroupNorm, Init
 from fastdiff_jax.networks.module import (
+    beside,
     check_choices,
     check_halves,
     network,
     options,
+    reference,
     step_condition,
+    widened,
 )
 from fastdiff_jax.networks.song import Decoder, Encoder
 from fastdiff_jax.types import Array, Network
@@ -30,6 +34,9 @@ DEFAULTS = dict(
     dropout=0.0,
     augment_dim=0,
     out_channels=None,  # as many as the input has; improved DDPM has twice as many
+    concat=0,  # channels of the condition "concat", which follow those of the image
+    adapter=0,  # channels of the condition "adapter", a map that an adapter beside the encoder reads
+    reference=0,  # K of the condition "reference" (B,K), features of another image
     stamps=None,  # whether it is told the number of noise levels, see `module.STAMPS`
     dtype="float32",
 )
@@ -40,11 +47,12 @@ class DhariwalUNet(nn.Module):
     """Raw network F: embeddings in at least float32, the image path in `dtype`.
 
         e = positional(c_noise) + map_augment(augment)
-        emb = silu(map_layer1(silu(map_layer0(e))) + map_label(label))
+        emb = silu(map_layer1(silu(map_layer0(e))) + map_label(label) + map_reference(reference))
         step = silu(map_step1(silu(map_step0(positional(stamps)))))
 
-    A missing label or augmentation counts as zeros, which is as if there were none: their layers have no
-    bias. Without "stamps" the step's branch is left out, and `init` makes no weights for it.
+    A missing label, augmentation or reference counts as zeros, which is as if there were none: their layers
+    have no bias. Without "stamps" the step's branch is left out, without "adapter" the adapter, and `init`
+    makes no weights for it.
     Source: Dhariwal and Nichol 2021 (arXiv:2105.05233), section 3; Karras et al. 2022 (arXiv:2206.00364),
     App. F; the step's branch is that of Zhou et al. 2024 (arXiv:2409.19681).
     """
@@ -73,7 +81,12 @@ class DhariwalUNet(nn.Module):
         image = x.astype(jnp.bfloat16 if settings["dtype"] == "bfloat16" else wide)
         encoder = Encoder(self.widths, self.widths[0], name="enc", **common)
         decoder = Decoder(self.widths, outputs=0, everywhere=True, name="dec", **common)
-        h, skips, fine_to_coarse = encoder(image, embeddings, train)
+        added = ()
+        if "adapter" in cond:
+            read = beside(image, cond, "adapter", settings["adapter"])
+            added = Adapter(self.widths, name="adapter")(read)
+        image = widened(image, cond, settings["concat"])
+        h, skips, fine_to_coarse = encoder(image, embeddings, train, added)
         h, coarse_to_fine = decoder(h, embeddings, skips, train)
         h = jax.nn.silu(GroupNorm(style.eps, name="out_norm")(h))
         output = Conv(self.outputs, initial=style.last, name="out_conv")(h)
@@ -91,6 +104,10 @@ class DhariwalUNet(nn.Module):
             label = cond.get("label", jnp.zeros((1, self.classes))).astype(e.dtype)
             unit = Init("kaiming_normal", math.sqrt(self.classes))  # N(0, 1), however many classes
             e = e + Dense(e.shape[-1], bias=False, initial=unit, name="map_label")(label)
+        if settings["reference"]:
+            told = reference(cond, settings["reference"]).astype(e.dtype)
+            unit = Init("kaiming_normal")
+            e = e + Dense(e.shape[-1], bias=False, initial=unit, name="map_reference")(told)
         return jax.nn.silu(e)
 
     def _step_embedding(self, stamps, style):
@@ -112,7 +129,9 @@ def build(config: Mapping, shape: tuple[int, int, int], classes: int = 0) -> Net
         up), `attn_resolutions` (sizes with attention in every block), `channels_per_head` (features of
         fewer channels have no attention at all), `out_channels` (a denoiser takes the first C), ...
       classes: K of the condition "label" (B,K); 0 for an unconditional network. With `augment_dim` A
-        the condition "augment" (B,A) is known as well, with `stamps` the condition "stamps" (B,).
+        the condition "augment" (B,A) is known as well, with `stamps` the condition "stamps" (B,), with
+        `concat` "concat" (B,H,W,concat), unscaled and never missing, with `adapter` "adapter"
+        (B,H,W,adapter), with `reference` K "reference" (B,K).
     Returns: a network with taps "enc/<block>" and "dec/<block>", such as "enc/8x8_block0".
     Raises: ValueError for unknown options, choices or shapes.
     """
@@ -124,7 +143,8 @@ def build(config: Mapping, shape: tuple[int, int, int], classes: int = 0) -> Net
         raise ValueError(
             f"network adm: channels_per_head is positive; got {settings['channels_per_head']}."
         )
-    reads = {"label": classes, "augment": settings["augment_dim"], "stamps": settings["stamps"]}
+    reads = {"label": classes, "augment": settings["augment_dim"]}
+    reads |= {name: settings[name] for name in ("stamps", "concat", "adapter", "reference")}
     known = [name for name, given in reads.items() if given]
     widths = tuple(settings["model_channels"] * mult for mult in settings["channel_mult"])
     outputs = settings["out_channels"] or shape[-1]

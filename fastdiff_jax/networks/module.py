@@ -44,6 +44,45 @@ def conditions(cond: Mapping[str, Any] | None, known: Iterable[str]) -> dict[str
     return {key: value for key, value in cond.items() if value is not None}
 
 
+def widened(x: Array, cond: Mapping[str, Any], channels: int) -> Array:
+    """x (B,H,W,C) with the condition "concat" (B,H,W,channels) behind its channels; x itself if there are none.
+
+    It is no condition that can be hidden: zeros would be another image.
+
+    Raises: ValueError if it is missing, or of another shape.
+    """
+    if not channels:
+        return x
+    if "concat" not in cond:
+        raise ValueError(
+            f"this network needs the condition 'concat', {channels} more channels of its input, and it is "
+            "missing; name the task that makes it (config.task)."
+        )
+    return jnp.concatenate([x, beside(x, cond, "concat", channels)], axis=-1)
+
+
+def beside(x: Array, cond: Mapping[str, Any], name: str, channels: int) -> Array:
+    """The condition `name` (B,H,W,channels) of x (B,H,W,C). Raises: ValueError if its shape is another."""
+    wanted = (*x.shape[:-1], channels)
+    if cond[name].shape != wanted:
+        raise ValueError(f"the condition {name!r} is {wanted} here; got {cond[name].shape}.")
+    return cond[name].astype(x.dtype)
+
+
+def reference(cond: Mapping[str, Any], size: int) -> Array:
+    """The condition "reference" (B,size); zeros (1,size) if it is missing.
+
+    Raises: ValueError for another size.
+    """
+    found = cond.get("reference", jnp.zeros((1, size)))
+    if found.shape[1:] != (size,):
+        raise ValueError(
+            f"the condition 'reference' is (B, {size}) here; got {found.shape}: set the network's `reference` "
+            "to the size of the features."
+        )
+    return found
+
+
 def step_condition(choice: str | None, network: str) -> str | None:
     """An entry of STAMPS. Raises: ValueError naming them, if it is another."""
     if choice not in STAMPS:

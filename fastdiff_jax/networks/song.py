@@ -5,21 +5,25 @@ Module names are those of the released checkpoints (`enc/8x8_block0/conv0/kernel
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fastdiff_jax.networks.adapter import Adapter
 from fastdiff_jax.networks.block import SONG, Block, Style
 from fastdiff_jax.networks.embeddings import Fourier, positional, swap_halves
 from fastdiff_jax.networks.layers import Conv, Dense, GroupNorm, Init, downsample, upsample
 from fastdiff_jax.networks.module import (
+    beside,
     check_choices,
     check_halves,
     network,
     options,
+    reference,
     step_condition,
+    widened,
 )
 from fastdiff_jax.types import Array, Network
 
@@ -48,6 +52,9 @@ DEFAULTS = dict(
     dropout=0.0,
     augment_dim=0,
     out_channels=None,  # as many as the input has
+    concat=0,  # channels of the condition "concat", which follow those of the image
+    adapter=0,  # channels of the condition "adapter", a map that an adapter beside the encoder reads
+    reference=0,  # K of the condition "reference" (B,K), features of another image
     stamps=None,  # whether it is told the number of noise levels, see `module.STAMPS`
     dtype="float32",
 )
@@ -62,6 +69,8 @@ CHOICES = dict(
 class Encoder(nn.Module):
     """From fine to coarse: (image, emb) -> (coarsest features, skips for the decoder, all by name).
 
+    What is `added`, an array a level, joins the features of the level's last block, and so its skip.
+
     Args:
       stem: channels of the first convolution.
       attention: sizes with attention, of `Style.heads` heads, in every block.
@@ -75,7 +84,9 @@ class Encoder(nn.Module):
     style: Style
 
     @nn.compact
-    def __call__(self, image: Array, embeddings: dict[str, Array], train: bool):
+    def __call__(
+        self, image: Array, embeddings: dict[str, Array], train: bool, added: Sequence[Array] = ()
+    ):
         x, pyramid, skips, features = image, image, [], {}
         style, initial = self.style, self.style.initial
         for level, width in enumerate(self.widths):
@@ -98,6 +109,8 @@ class Encoder(nn.Module):
             for index in range(self.blocks):
                 heads, name = style.heads(width) * (size in self.attention), f"{at}_block{index}"
                 x = Block(width, heads, style=style, name=name)(x, train=train, **embeddings)
+                if added and index == self.blocks - 1:
+                    x = x + added[level].astype(x.dtype)
                 features[f"enc/{name}"] = x
                 skips.append(x)
         return x, skips, features
@@ -152,11 +165,13 @@ class SongUNet(nn.Module):
     """Raw network F: embeddings in at least float32, the image path in `dtype`.
 
         e = swap(embedding(c_noise)) + map_label(sqrt(K) label) + map_augment(augment)
+            + map_reference(reference)
         emb = silu(map_layer1(silu(map_layer0(e))))
         step = silu(map_step1(silu(map_step0(swap(positional(stamps))))))
 
-    A missing label or augmentation counts as zeros, which for a label leaves the bias of `map_label`. Without
-    "stamps" the step's branch is left out, and `init` makes no weights for it.
+    A missing label, augmentation or reference counts as zeros, which for a label leaves the bias of
+    `map_label`. Without "stamps" the step's branch is left out, without "adapter" the adapter, and `init` makes
+    no weights for it.
     Source: Karras et al. 2022 (arXiv:2206.00364), App. F; Song et al. 2021 (arXiv:2011.13456); the step's
     branch is that of Zhou et al. 2024 (arXiv:2409.19681).
     """
@@ -187,7 +202,12 @@ class SongUNet(nn.Module):
         decoder = Decoder(
             self.widths, self.outputs, kind=settings["decoder_type"], name="dec", **common
         )
-        h, skips, fine_to_coarse = encoder(image, embeddings, train)
+        added = ()
+        if "adapter" in cond:
+            read = beside(image, cond, "adapter", settings["adapter"])
+            added = Adapter(self.widths, name="adapter")(read)
+        image = widened(image, cond, settings["concat"])
+        h, skips, fine_to_coarse = encoder(image, embeddings, train, added)
         output, coarse_to_fine = decoder(h, embeddings, skips, train)
         return output.astype(wide), {**fine_to_coarse, **coarse_to_fine}
 
@@ -208,6 +228,10 @@ class SongUNet(nn.Module):
             e = e + Dense(noise_channels, bias=False, initial=style.initial, name="map_augment")(
                 augment
             )
+        if settings["reference"]:
+            told = reference(cond, settings["reference"]).astype(e.dtype)
+            layer = Dense(noise_channels, bias=False, initial=style.initial, name="map_reference")
+            e = e + layer(told)
         return self._mapped(e, ("map_layer0", "map_layer1"), style)
 
     def _step_embedding(self, stamps, style):
@@ -229,7 +253,9 @@ def build(config: Mapping, shape: tuple[int, int, int], classes: int = 0) -> Net
       config: options of DEFAULTS and ARCHITECTURES, named as in the EDM code: `model_channels`,
         `channel_mult`, `num_blocks` (per level), `attn_resolutions` (sizes with attention), ...
       classes: K of the condition "label" (B,K); 0 for an unconditional network. With `augment_dim` A
-        the condition "augment" (B,A) is known as well, with `stamps` the condition "stamps" (B,).
+        the condition "augment" (B,A) is known as well, with `stamps` the condition "stamps" (B,), with
+        `concat` "concat" (B,H,W,concat), unscaled and never missing, with `adapter` "adapter"
+        (B,H,W,adapter), with `reference` K "reference" (B,K).
     Returns: a network with taps "enc/<block>" and "dec/<block>", such as "enc/8x8_block0".
     Raises: ValueError for unknown options, choices or shapes.
     """
@@ -242,7 +268,8 @@ def build(config: Mapping, shape: tuple[int, int, int], classes: int = 0) -> Net
     check_choices(settings, CHOICES, "song")
     step_condition(settings["stamps"], "song")
     check_halves(shape, len(settings["channel_mult"]), "song")
-    reads = {"label": classes, "augment": settings["augment_dim"], "stamps": settings["stamps"]}
+    reads = {"label": classes, "augment": settings["augment_dim"]}
+    reads |= {name: settings[name] for name in ("stamps", "concat", "adapter", "reference")}
     known = [name for name, given in reads.items() if given]
     widths = tuple(settings["model_channels"] * mult for mult in settings["channel_mult"])
     outputs = settings["out_channels"] or shape[-1]

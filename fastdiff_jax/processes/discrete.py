@@ -41,12 +41,15 @@ def alphas_cumprod(
     steps: int = STEPS,
     beta_0: float | None = None,
     beta_1: float | None = None,
+    zero_snr: bool = False,
 ) -> np.ndarray:
     """(M,) abar, decreasing, host float64.
 
     Args:
       betas: one of BETAS.
       beta_0, beta_1: first and last beta, for the schedules that have them; None for their defaults.
+      zero_snr: `rescaled`, without the last level, which has no EDM coordinates: (M-1,), labels as they were.
+        So near to noise alone a network should predict v or the image.
     Raises: ValueError for an unknown schedule, fewer than two steps, and ends not in 0 < beta_0 <= beta_1 < 1.
     """
     if betas not in BETAS:
@@ -62,7 +65,21 @@ def alphas_cumprod(
         raise ValueError(
             f"betas need 0 < beta_0 <= beta_1 < 1; got {found[0]:g} and {found[-1]:g} for {betas}."
         )
-    return np.cumprod(1 - found)
+    abar = np.cumprod(1 - found)
+    return rescaled(abar)[:-1] if zero_snr else abar
+
+
+def rescaled(abar: np.ndarray) -> np.ndarray:
+    """(M,) abar of zero terminal signal: r = sqrt(abar) shifted to end at 0 and scaled to begin as before.
+
+        r_t -> (r_t - r_T) r_0 / (r_0 - r_T)
+
+    The last level is then noise alone, sigma = inf: `process` refuses it.
+
+    Source: Lin et al. 2023 (arXiv:2305.08891), Alg. 1.
+    """
+    root = np.sqrt(np.asarray(abar, np.float64))
+    return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
 
 
 def sigmas(abar: np.ndarray) -> np.ndarray:
@@ -85,6 +102,10 @@ def process(abar: np.ndarray) -> Process:
     abar = np.asarray(abar, np.float64)
     if abar.ndim != 1 or len(abar) < 2:
         raise ValueError(f"cumulated alphas are (M,) with M at least 2; got shape {abar.shape}.")
+    if abar[-1] == 0:
+        raise ValueError(
+            f"level {len(abar) - 1} is noise alone, abar = 0, without EDM coordinates; cut it off, abar[:-1]."
+        )
     if not (abar[0] < 1 and abar[-1] > 0 and (np.diff(abar) < 0).all()):
         raise ValueError(
             f"cumulated alphas must decrease strictly within (0, 1); got {abar[0]:g} to {abar[-1]:g}."
@@ -118,6 +139,21 @@ def process(abar: np.ndarray) -> Process:
     return Process(lambda tau: jnp.exp(log_alpha(tau)), sigma, inverse, 1 / steps, 1.0)
 
 
+def clock(abar: np.ndarray) -> Callable[[Array], Array]:
+    """sigma -> label of the levels abar (M,), continued between them as by `process`."""
+    steps, inverse = len(abar), process(abar).inverse
+    return lambda sigma: steps * inverse(sigma) - 1
+
+
+def looked_up(labels: Array, grid: np.ndarray) -> Array:
+    """Index in the list `grid` (K,) of each label; the last entry's, K - 1, of those that it does not hold.
+
+    How diffusers' solvers find the level that they add noise of (arXiv:2406.02347, the authors' code).
+    """
+    same = jnp.asarray(labels)[..., None] == jnp.asarray(grid)
+    return jnp.where(same.any(-1), same.argmax(-1), len(grid) - 1)
+
+
 def floating(values) -> Array:
     """`values` as a jax array of a float dtype, their own if they have one."""
     values = jnp.asarray(values)
@@ -129,14 +165,20 @@ def labels(spacing: str, steps: int, train: int = STEPS, offset: int = 0) -> np.
 
         trailing: round(M - k M / N) - 1,     leading: (N - 1 - k) (M // N) + offset,
         linspace: round((M - 1) (1 - k / (N - 1))),     k = 0..N-1
+        lcm: s (50 - floor(50 k / N)) - 1, s = M // 50
 
-    Half-way cases round to the even number, as numpy does.
+    Half-way cases round to the even number, as numpy does. The last is what diffusers' sampler of latent
+    consistency models (arXiv:2310.04378) has by default, whose students know 50 labels; N is at most 50.
 
     Args:
       offset: of leading labels; diffusers' `steps_offset`.
-    Raises: ValueError for an unknown spacing, N not in 1..M, and an offset that leaves the labels.
+    Raises: ValueError for an unknown spacing, N not in 1..M (lcm: 1..50), and an offset that leaves the labels.
     """
     _check_steps(steps, train)
+    if spacing == "lcm" and not steps <= LCM_LABELS <= train:
+        raise ValueError(
+            f"lcm labels are {LCM_LABELS} out of {train}; {steps} steps cannot be spaced so: use trailing."
+        )
     if spacing not in SPACINGS:
         raise ValueError(f"no label spacing {spacing!r}; known: {', '.join(SPACINGS)}.")
     if offset and spacing != "leading":
@@ -162,7 +204,13 @@ def _linspace(steps, train):
     return np.round(np.linspace(train - 1, 0, steps)).astype(np.int64)
 
 
-SPACINGS = {"trailing": _trailing, "leading": _leading, "linspace": _linspace}
+def _lcm(steps, train):
+    places = np.floor(np.linspace(0, LCM_LABELS, steps, endpoint=False)).astype(np.int64)
+    return (train // LCM_LABELS) * (LCM_LABELS - places) - 1
+
+
+LCM_LABELS = 50  # of the teacher's solver that latent consistency models learn to skip
+SPACINGS = {"trailing": _trailing, "leading": _leading, "linspace": _linspace, "lcm": _lcm}
 
 
 def pndm_labels(steps: int, train: int = STEPS) -> np.ndarray:

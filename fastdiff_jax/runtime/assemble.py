@@ -1,5 +1,6 @@
 """From a config to the parts of a run: data, models, method, and the weights that it starts from."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -8,9 +9,20 @@ from ml_collections import ConfigDict
 from fastdiff_jax import averages, precond, registry
 from fastdiff_jax.data import augment
 from fastdiff_jax.losses import matching
+from fastdiff_jax.networks import lora
 from fastdiff_jax.runtime import experiment, optimizers, perceptual, posthoc
 from fastdiff_jax.solvers import schedules
-from fastdiff_jax.types import Augment, Data, Method, Model, Parts, PhasePrecond, Precond
+from fastdiff_jax.types import (
+    Adapter,
+    Augment,
+    Data,
+    Method,
+    Model,
+    Parts,
+    PhasePrecond,
+    Precond,
+    Task,
+)
 
 
 class Job(NamedTuple):
@@ -32,6 +44,7 @@ def assemble(config: ConfigDict, outline: bool = False) -> Job:
     Raises: ValueError for unknown names and settings.
     """
     check_processes(config)
+    check_tasks(config)
     data = data_set(config, outline)
     classes = data.classes if config.data.get("conditional", True) else 0
     labels = shares(data) if classes else None
@@ -60,6 +73,8 @@ def assemble(config: ConfigDict, outline: bool = False) -> Job:
         schedule=schedules.build(config.schedule) if "schedule" in config else None,
         objective=matching.build(config.objective) if "objective" in config else None,
         augment=augmentation(config),
+        task=task(config, models, data.shape),
+        adapter=adapter(config),
     )
     build = registry.load("methods", method.name)
     trained, kept = build(method.to_dict(), parts), posthoc.options(config)
@@ -74,23 +89,79 @@ def assemble(config: ConfigDict, outline: bool = False) -> Job:
     )
 
 
-def augmentation(config: ConfigDict) -> Augment | None:
-    """What `config.augment` does to a teacher's training images; None if it is not given.
+def task(config: ConfigDict, models: Mapping[str, Model], shape: tuple[int, ...]) -> Task | None:
+    """The conditions that `config.task` makes of images; None if it is not given.
 
-    Raises: ValueError for unknown settings, another method, and a network that is not told of it.
+    Raises: ValueError for an unknown one, its unknown settings, and a method that trains without.
+    """
+    if not config.get("task"):
+        return None
+    if not registry.optional("methods", config.method.name, "TASKS"):
+        raise ValueError(
+            f"method {config.method.name} knows no conditions but labels, so it cannot take config.task "
+            f"{config.task.get('name')!r}; delete that, or use another method."
+        )
+    options = config.task.to_dict()
+    return registry.load("tasks", options.pop("name", None))(options, models, shape)
+
+
+def adapter(config: ConfigDict) -> Adapter | None:
+    """What of the student is trained, as `models.student.lora` says; None if it does not: all of it.
+
+    Raises: ValueError for impossible rules, another role, no teacher, and a method that trains whole networks.
+    """
+    asked = {role: request.lora for role, request in config.models.items() if request.get("lora")}
+    if not asked:
+        return None
+    name, others = config.method.name, sorted(set(asked) - {"student"})
+    if others:
+        raise ValueError(f"lora is for models.student; models.{others[0]} has it: delete it there.")
+    if not registry.optional("methods", name, "ADAPTERS"):
+        raise ValueError(
+            f"method {name} trains whole networks, so it cannot take models.student.lora; delete that, or use "
+            "another method."
+        )
+    if not config.get("teacher"):
+        raise ValueError("models.student.lora changes a teacher's weights; set config.teacher.")
+    return lora.build(asked["student"].to_dict())
+
+
+def check_tasks(config: ConfigDict) -> None:
+    """Raises ValueError if a run builds on weights that were trained for another task, or for none.
+
+    What is trained apart, an adapter, may start from weights of none.
+    """
+    for key in ("teacher", "init_from"):
+        if key == "init_from" and config.method.get("trains"):
+            continue
+        if reference := config.get(key):
+            found = [one.get("task") for one in (experiment.load(reference), config)]
+            theirs, own = (one.to_dict() if one else "none" for one in found)
+            if own != theirs:
+                raise ValueError(
+                    f"config.{key} {reference!r} was trained for the task {theirs}, this run has {own}; give "
+                    "both the same config.task."
+                )
+
+
+def augmentation(config: ConfigDict) -> Augment | None:
+    """What `config.augment` does to training images, a teacher's or a fake score's; None if it is not given.
+
+    Raises: ValueError for unknown settings, a method without, and a network that is not told of it.
     """
     if not config.get("augment"):
         return None
-    if config.method.name != "teacher":
+    role = registry.optional("methods", config.method.name, "AUGMENTED")
+    if role is None:
         raise ValueError(
-            f"config.augment changes the training images of teachers, and method {config.method.name} does "
-            "without; delete it here, and set it in the teacher's config."
+            f"config.augment changes training images, and method {config.method.name} does without; delete it "
+            "here, and set it in the teacher's config."
         )
     pipe = augment.pipe(config.augment.to_dict())
-    told = resolved(config.models.student.to_dict(), config)["network"].get("augment_dim", 0)
+    told = resolved(config.models[role].to_dict(), config)["network"].get("augment_dim", 0)
     if told != pipe.labels:
         raise ValueError(
-            f"config.augment tells the network {pipe.labels} numbers an image, and the student's network takes "
+            f"config.augment tells the network {pipe.labels} numbers an image, and the {role}'s network takes "
             f"{told}; set its augment_dim={pipe.labels}."
         )
     return pipe
@@ -141,22 +212,22 @@ def check_processes(config: ConfigDict) -> None:
     Nothing would fail; a network that sees its input at another scale only answers worse.
     """
     for role, request in config.models.items():
-        key = "teacher" if role == "teacher" or "like" in request else "init_from"
-        if role == "discriminator":
+        if role == "discriminator" or not {"like", "precond"} & set(request):
             continue  # it reads features and has weights of its own
-        if not config.get(key) or ("like" not in request and "precond" not in request):
-            continue
-        reference = config.get(key)
-        above = experiment.load(reference)
-        if "student" not in above.models:
-            continue  # no denoiser, which is refused elsewhere
-        own = resolved(request.to_dict(), config)["precond"]
-        theirs = resolved(above.models.student.to_dict(), above)["precond"]
-        if own != theirs:
-            raise ValueError(
-                f"config.{key} {reference!r} was trained with precond {theirs}, model {role} has {own}; "
-                "weights are tied to their process: give both the same."
-            )
+        for key in ("teacher", "init_from"):
+            starts = key == "init_from" and role != "teacher"
+            reference = config.get(key) if starts or role == "teacher" or "like" in request else None
+            above = reference and experiment.load(reference)
+            trained = {"student", "generator"} & set(above.models) if above else ()
+            if not trained:
+                continue  # no denoiser, which is refused elsewhere
+            own = resolved(request.to_dict(), config)["precond"]
+            theirs = resolved(above.models[min(trained)].to_dict(), above)["precond"]
+            if own != theirs:
+                raise ValueError(
+                    f"config.{key} {reference!r} was trained with precond {theirs}, model {role} has {own}; "
+                    "weights are tied to their process: give both the same."
+                )
 
 
 def resolved(request: dict, config: ConfigDict) -> dict:
@@ -172,6 +243,11 @@ def resolved(request: dict, config: ConfigDict) -> dict:
         raise ValueError(
             f"config.teacher {config.teacher!r} trains {', '.join(above.models)}, no denoiser; "
             "name a teacher's config."
+        )
+    if above.models.student.get("lora"):
+        raise ValueError(
+            f"config.teacher {config.teacher!r} trains a change of {above.teacher!r}, no network of its own; "
+            "name the latter."
         )
     original = resolved(above.models.student.to_dict(), above)
     return {key: {**original[key], **request.get(key, {})} for key in ("network", "precond")}

@@ -35,7 +35,8 @@ from fastdiff_jax.types import Params, PyTree, State
 
 # What may change between the sessions of one run, as it touches neither weights nor draws.
 FREE = re.compile(
-    r"(evaluation|mesh)(\..*)?|train\.(log_every|save_every|keep|milestones|patience|writers)(\..*)?"
+    r"(evaluation|mesh|method\.samplers)(\..*)?|"
+    r"train\.(log_every|save_every|keep|milestones|patience|writers)(\..*)?"
 )
 
 # What orbax and tensorstore raise on files that are not as they were written.

@@ -14,11 +14,13 @@ from fastdiff_jax.metrics import features
 from fastdiff_jax.runtime import (
     checkpoint,
     compile,
+    deltas,
     evaluate,
     experiment,
     feed,
     files,
     generate,
+    given,
     loop,
     perceptual,
     posthoc,
@@ -61,6 +63,8 @@ def check(run: Experiment) -> None:
     meshes.check_divides(run.config.train.batch_size, mesh, "train.batch_size")
     shipped(job)  # refuses a file that is not the one asked for
     recorded.check(job)
+    if job.parts.adapter is not None:
+        state_shapes(job)  # refuses rules that the teacher's network does not meet
     # Several processes would race here; what they meet later is the same refusal.
     if jax.process_count() == 1 and (run.workdir / "config.json").exists():
         checkpoint.Store(run.workdir, run.config.to_dict()).close()  # another run's, or in use
@@ -106,6 +110,7 @@ def fit(run: Experiment) -> bool:
     with checkpoint.Store(
         run.workdir, run.config.to_dict(), keep=train.keep, milestones=train.milestones or None
     ) as store:
+        deltas.keep_base(run, job)
         first = store.latest() or 0
         logs = writer.Writer(run.workdir, train.writers, name=run.name, config=run.config.to_dict())
         outcome = loop.train(
@@ -187,6 +192,11 @@ def teacher(run: Experiment, outline: bool = False) -> Job:
         advice = f"use --config {basis}" if basis else "name the config of a teacher"
         raise ValueError(f"this command samples a teacher, and {run.name} is trained by {method}; {advice}.")
     job = assemble(run.config, outline)
+    if job.parts.task is not None:
+        raise ValueError(
+            f"{run.name} has the task {run.config.task.name}, and this command makes no conditions; measure it "
+            "with launch/main.py, or use a teacher without a task."
+        )
     if not isinstance(job.parts.models["student"].precond, Precond):
         raise ValueError(f"{run.name} has a velocity, and this command needs a denoiser; use another teacher.")
     return job
@@ -204,12 +214,17 @@ def weight_shapes(job: Job) -> Params:
 
 
 def product(job: Job, run: Experiment, mesh) -> Params:
-    """The finished weights of an experiment, in the mesh's layout. Raises: ValueError if it is not finished."""
+    """The finished weights of an experiment, in the mesh's layout.
+
+    Raises: ValueError if it is not finished, or a delta whose base has changed.
+    """
     template = weight_shapes(job)
     layout = meshes.shardings(template, meshes.DEFAULT, mesh)
-    return checkpoint.load_product(
+    weights = checkpoint.load_product(
         run.workdir, compile.with_layout(template, layout), run.config.to_dict()
     )
+    deltas.check_base(run, job)
+    return weights
 
 
 def sample(
@@ -223,7 +238,9 @@ def sample(
     """Writes `images` (num,...) and, if there are classes, `labels` (num,) to `out`, and a grid beside it.
 
     Images are as the data stores them: uint8 (N,H,W,C). With a width in config.evaluation.sigma_rel, they are
-    drawn from the average of that width.
+    drawn from the average of that width. Where there is a task, its conditions are made of the data's held-out
+    images (of these labels), which `out` then has as `originals`, and as `inputs` what a reader sees of the
+    conditions; the picture is of all three, as in reports.
     Raises: ValueError for an unknown sampler or label, a file that cannot be written, or if nothing
       is trained yet.
     """
@@ -243,7 +260,8 @@ def sample(
             f"{run.name} has no sampler {name!r}; known: {', '.join(samplers) or 'none'}."
         )
     seed, classes = run.config.seed if seed is None else seed, job.classes
-    if labels is None:
+    asked, task = labels is not None, job.parts.task
+    if not asked:
         labels = generate.labels_of(job.data, seed, num)
     elif not classes:
         raise ValueError(f"--labels {labels}, but {run.name} is unconditional; leave --labels out.")
@@ -252,18 +270,31 @@ def sample(
             f"--labels {labels} on data with {classes} classes; use numbers from 0 to {classes - 1}."
         )
     labels = np.resize(np.asarray(labels, np.int32), num)
-    batch_size = run.config.evaluation.batch_size
+    batch_size, told = run.config.evaluation.batch_size, None
+    if task is not None:
+        source = given.source(run.config, job.data)
+        told = given.given(task, source, job.data, seed, num, labels=labels if asked else None)
+        labels = told.labels
     frozen, _ = starting_weights(job, run, mesh)
-    maker = generate.generator(samplers[name], weights, frozen, classes, batch_size, mesh)
+    maker = generate.generator(
+        samplers[name], weights, frozen, classes, batch_size, mesh, task=task, shape=job.parts.shape
+    )
     with progress.count(math.ceil(num / batch_size), "batch") as bar:
-        stored, seconds = generate.images(maker, seed, labels, job.data.encode, bar.update)
+        stored, seconds = generate.images(
+            maker, seed, labels, job.data.encode, bar.update, given=told and told.images
+        )
     if jax.process_index() == 0:
         buffer = io.BytesIO()
-        np.savez(buffer, images=stored, **({"labels": labels} if classes else {}))
+        shown = {} if told is None else given.pictured(task, told, job.data, {name: stored})
+        more = {"labels": labels} if classes else {}
+        more |= {f"{key}s": shown[key] for key in ("input", "original") if key in shown}
+        np.savez(buffer, images=stored, **more)
         files.write(out, buffer.getvalue())
-        report.grid(
-            out.with_suffix(".png"), stored[:400], labels[:400] if classes else None, job.data.exact
-        )
+        picture = out.with_suffix(".png")
+        if shown:
+            report.strips(picture, {key: images[:given.PICTURED] for key, images in shown.items()})
+        else:
+            report.grid(picture, stored[:400], labels[:400] if classes else None, job.data.exact)
         progress.say(
             f"{num} samples by {name} ({samplers[name].nfe} NFE, {1e3 * seconds:.2f} ms each): {out}"
         )
@@ -284,6 +315,8 @@ def dry_run(run: Experiment) -> None:
         f"{mesh.size} {jax.default_backend()} device(s)"
     )
     progress.say(f"parameters of the product: {trees.parameters(weights):,}")
+    if job.parts.adapter is not None:
+        progress.say(deltas.described(frozen["teacher"], state))
     for title, tree, placed in (
         ("product", weights, job.method.weights(layout)),
         ("state", state, layout),
@@ -315,4 +348,7 @@ def measure(run: Experiment) -> None:
     job, mesh = assemble(run.config), meshes.make(run.config.mesh)
     weights = product(job, run, mesh)
     frozen, _ = starting_weights(job, run, mesh)
+    if job.parts.adapter is not None:
+        said = deltas.described(frozen["teacher"], state_shapes(job))
+        job = job._replace(method=job.method._replace(remarks=(*job.method.remarks, f"{said}.")))
     evaluate.work(run, job, weights, frozen, mesh)

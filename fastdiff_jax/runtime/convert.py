@@ -11,6 +11,7 @@ from fastdiff_jax.interop.pickles import shown
 from fastdiff_jax.metrics import features
 from fastdiff_jax.networks import vgg
 from fastdiff_jax.runtime import (
+    attached,
     command_line,
     converted,
     experiment,
@@ -23,11 +24,15 @@ NEEDED = {  # flags of every kind, besides --out
     "lpips": ("vgg", "heads"),
     "edm": ("file",),
     "export": ("workdir",),
+    "lora": ("workdir",),
+    "attach": ("file", "teacher"),
 }
 USAGES = {
     "lpips": "--kind lpips --vgg FILE --heads FILE --out FILE.safetensors",
     "edm": "--kind edm --file FILE.pkl --out DIR [--key NAME] [--outputs FILE.npz] [--data CONFIG]",
     "export": "--kind export --workdir RUN --out FILE.safetensors",
+    "lora": "--kind lora --workdir RUN --out FILE.safetensors",
+    "attach": "--kind attach --file FILE.safetensors --teacher RUN --out DIR",
 }
 USAGE = "\n".join(f"python launch/convert.py {usage}" for usage in USAGES.values())
 
@@ -74,12 +79,13 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("kind", None, list(KINDS), "What is converted.", **given)
     flags.DEFINE_string("vgg", None, "torchvision's VGG16, .pth or .safetensors.", **given)
     flags.DEFINE_string("heads", None, "LPIPS heads (version 0.1, vgg), .pth or .safetensors.", **given)
-    flags.DEFINE_string("file", None, "Network snapshot of EDM, SiD or SFD, .pkl.", **given)
+    flags.DEFINE_string("file", None, "Snapshot of EDM, SiD or SFD, .pkl; of attach a delta.", **given)
     flags.DEFINE_string("key", None, "The snapshot's network; the averaged one by default.", **given)
     flags.DEFINE_string("outputs", None, "Outputs of the network to compare with: x, sigma, D, .npz.", **given)
     flags.DEFINE_string("data", None, "Config whose data the network was trained on.", **given)
     flags.DEFINE_string("workdir", None, "Finished run to export.", **given)
-    flags.DEFINE_string("out", None, "What to write: .safetensors; of edm a folder.", **given)
+    flags.DEFINE_string("teacher", None, "Finished run of the teacher below a delta.", **given)
+    flags.DEFINE_string("out", None, "What to write: .safetensors; of edm and attach a folder.", **given)
 
 
 def from_lpips(values: flags.FlagValues) -> None:
@@ -157,6 +163,31 @@ def to_safetensors(values: flags.FlagValues) -> None:
     progress.say(f"wrote {out}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
 
 
+def from_lora(values: flags.FlagValues) -> None:
+    """Writes the delta of a finished run alone.
+
+    Raises: ValueError if it is not finished or trained a whole network, and for an impossible --out.
+    """
+    out = weight_file(values.out)
+    converted.check_absent(out)
+    content = attached.exported(Path(values.workdir))
+    files.write(out, content)
+    progress.say(f"wrote {out}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
+
+
+def to_teacher(values: flags.FlagValues) -> None:
+    """Writes a folder in which a delta belongs to another copy of its teacher, to be sampled and measured.
+
+    Raises: ValueError for a file that is no delta, a delta of other targets, shapes or weights, and for an
+      impossible --out.
+    """
+    out = Path(values.out)
+    converted.check_absent(out)
+    experiment.check_writable(out.parent, "--out")
+    said = attached.attach(Path(values.file), values.teacher, out)
+    progress.say(f"wrote {out}: {said}; launch/main.py --config {out} --mode sample samples it.")
+
+
 def weight_file(name: str) -> Path:
     """The path of --out for weights. Raises: ValueError if it cannot be."""
     out = Path(name)
@@ -173,4 +204,10 @@ def network_of(trunk: dict[str, dict[str, np.ndarray]]) -> dict:
     return perceptual.NETWORK | ({} if usual else {"channels": widths})
 
 
-KINDS = {"lpips": from_lpips, "edm": from_edm, "export": to_safetensors}
+KINDS = {
+    "lpips": from_lpips,
+    "edm": from_edm,
+    "export": to_safetensors,
+    "lora": from_lora,
+    "attach": to_teacher,
+}

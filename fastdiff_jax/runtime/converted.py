@@ -53,11 +53,16 @@ def read(path: Path, key: str | None = None) -> Converted:
     """
     snapshot = edm_pickle.read(path)
     key, saved = edm_pickle.chosen(snapshot, key)
-    what, state = edm_networks.described(saved), edm_pickle.flatten(saved)
-    _check_levels(what, state)
-    state, dropped = edm_networks.relevant(state)
+    what = edm_networks.described(saved)
+    state, dropped = edm_networks.relevant(edm_pickle.flatten(saved))
     others = tuple(one for one in snapshot if one != key)
-    return Converted(key, others, what, edm_networks.weights(what, state), tuple(dropped))
+    params = edm_networks.weights(what, state, levels_of(what.precond))
+    return Converted(key, others, what, params, tuple(dropped))
+
+
+def levels_of(scaling: Mapping[str, Any]) -> np.ndarray | None:
+    """The table of noise levels that a preconditioner's state has, by its section; None if it has none."""
+    return precond.iddpm_table(scaling.get("steps", 1000)) if scaling["name"] == "iddpm" else None
 
 
 def model(what: Described) -> Model:
@@ -136,8 +141,9 @@ def config(what: Described, data: Mapping[str, Any] | None = None) -> ConfigDict
         made.objective[name] = what.precond[name]
     low, high = _ends(what)
     made.schedule = dict(name="polynomial", sigma_min=low, sigma_max=high, rho=7.0)
-    few = {f"{name} {nfe}": dict(name=name, nfe=nfe) for name, nfe in (("euler", 4), ("dpmpp_2m", 5))}
-    made.method = dict(name="teacher", samplers={"heun 35": dict(name="heun", nfe=35), **few})
+    usual = (("heun", 35), ("euler", 4), ("dpmpp_2m", 5))
+    usual = {f"{name} {nfe}": dict(name=name, nfe=nfe) for name, nfe in usual}
+    made.method = dict(name="teacher", samplers=student_sampler(what.settings) or usual)
     made.optimizers = dict(student=dict(name="adam", learning_rate=1e-4))
     made.mesh = dict(data=-1, fsdp=1)
     made.train = dict(batch_size=1, steps=1, log_every=1, save_every=1, keep=1, patience=1, writers=("jsonl",))
@@ -147,6 +153,24 @@ def config(what: Described, data: Mapping[str, Any] | None = None) -> ConfigDict
     )
     settings.check(made)
     return made
+
+
+def student_sampler(saved: Mapping[str, Any]) -> dict[str, dict]:
+    """The sampler that a student of SFD was trained for, by the settings saved with it; {} if it is none.
+
+    It is Euler's on levels that end above zero (arXiv:2409.19681); only its usual schedule is known here.
+    """
+    count, afs = saved.get("num_steps"), saved.get("afs")
+    ends = {name: saved.get(name) for name in ("sigma_min", "sigma_max")} | {"rho": saved.get("schedule_rho")}
+    known = type(count) is int and type(afs) is bool and saved.get("schedule_type") == "polynomial"
+    if not known or not all(type(value) in (int, float) for value in ends.values()):
+        return {}
+    calls = count - 1 - afs
+    if not 1 <= calls <= 1000 or not (0 < ends["sigma_min"] < ends["sigma_max"] < math.inf and ends["rho"] > 0):
+        given = ", ".join(shown(str(value)) for value in (count, *ends.values()))
+        raise ValueError(f"the snapshot's settings say no sampler (num_steps, sigmas and rho are {given}).")
+    levels = dict(name="polynomial", zero=False, **{name: float(value) for name, value in ends.items()})
+    return {f"student {calls}": dict(name="euler", nfe=calls, afs=afs, schedule=levels)}
 
 
 def data_of(reference: str, what: Described) -> dict[str, Any]:
@@ -168,15 +192,29 @@ def data_of(reference: str, what: Described) -> dict[str, Any]:
 
 def write(out: Path, found: Converted, made: ConfigDict, about: Mapping[str, Any]) -> None:
     """Writes the folder `out` whole or not at all. Raises: ValueError if there is something already."""
+    place(out, made, found.params, {"conversion.json": about, "README.md": readme(out, about)})
+
+
+def place(out: Path, made: ConfigDict, params: Params, documents: Mapping[str, Any], step: int = 0) -> None:
+    """Writes a folder of finished weights, as if they were trained there, whole or not at all.
+
+    Args:
+      documents: by file name: a text, or else what becomes JSON.
+      step: that the weights are of.
+    Raises: ValueError if there is something at `out` already.
+    """
     check_absent(out)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         with checkpoint.Store(partial, made.to_dict()) as store:
-            store.finish(0, jax.tree.map(jax.numpy.asarray, found.params))
+            store.finish(step, jax.tree.map(jax.numpy.asarray, params))
         (partial / ".lock").unlink()
         (partial / "checkpoints").rmdir()  # it was never trained here
-        files.write_json(partial / "conversion.json", about)
-        files.write(partial / "README.md", readme(out, about).encode())
+        for name, content in documents.items():
+            if isinstance(content, str):
+                files.write(partial / name, content.encode())
+            else:
+                files.write_json(partial / name, content)
         check_absent(out)
         partial.rename(out)
     finally:
@@ -248,19 +286,26 @@ def readme(out: Path, about: Mapping[str, Any]) -> str:
 def exported(workdir: Path) -> bytes:
     """The weights of a finished run of a U-Net as safetensors, by the names of the EDM code, buffers included.
 
+    Those of a delta are its teacher's with the delta merged.
     Raises: ValueError if the folder holds no finished weights, or those of another network.
     """
     made = experiment.load(str(workdir)) if experiment.folder(str(workdir)) else None
     if made is None:
         raise ValueError(f"--workdir {workdir} is no folder of finished weights; name a finished run.")
     request = made.models.get("student")
-    network = assemble.resolved(request.to_dict(), made)["network"] if request is not None else {"name": None}
+    sections = {"network": {"name": None}} if request is None else assemble.resolved(request.to_dict(), made)
+    network = sections["network"]
     if network["name"] not in edm_networks.NETWORKS.values():
         known = ", ".join(sorted(edm_networks.NETWORKS.values()))
         raise ValueError(f"{workdir} holds a network {network['name']}, the EDM code has none; known: {known}.")
     run = experiment.Experiment(workdir.name, made, workdir)
-    params = commands.product(assemble.assemble(made, outline=True), run, meshes.make(made.mesh))
-    state = names.to_state(params, taps=edm_networks.taps(network), prefix=edm_networks.PREFIX)
+    job, mesh = assemble.assemble(made, outline=True), meshes.make(made.mesh)
+    params = commands.product(job, run, mesh)
+    if job.parts.adapter is not None:
+        frozen, _ = commands.starting_weights(job, run, mesh)
+        params = job.parts.adapter.merge(frozen["teacher"], params)
+    options = dict(taps=edm_networks.taps(network), prefix=edm_networks.PREFIX)
+    state = names.to_state(params, levels=levels_of(sections["precond"]), **options)
     state = {name: np.ascontiguousarray(value) for name, value in state.items()}
     return safetensors.numpy.save(state, {"fastdiff_jax": json.dumps({"network": network}, sort_keys=True)})
 
@@ -273,15 +318,6 @@ def _ends(what: Described) -> tuple[float, float]:
     """EDM's noise levels for sampling, cut to what the network knows."""
     known = precond.build(what.precond)
     return max(0.002, known.sigma_min), min(80.0, known.sigma_max)
-
-
-def _check_levels(what: Described, state: Mapping[str, np.ndarray]) -> None:
-    """Raises ValueError if iDDPM's levels are not ours; float32, as in the file, costs the small ones 5e-4."""
-    if what.precond["name"] != "iddpm":
-        return
-    levels = precond.iddpm_table(what.precond["steps"])
-    if "u" not in state or state["u"].shape != levels.shape or not np.allclose(state["u"], levels, rtol=2e-3):
-        raise ValueError("the snapshot's noise levels (u) are not those of improved DDPM; use another file.")
 
 
 def _recorded(path: Path, what: Described) -> dict[str, np.ndarray]:

@@ -3,18 +3,20 @@
 import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
+from fastdiff_jax import conditioning
 from fastdiff_jax.metrics import features, panels, samples
 from fastdiff_jax.runtime import (
     checkpoint,
     experiment,
     files,
     generate,
+    given,
     posthoc,
     progress,
     protocols,
@@ -23,7 +25,7 @@ from fastdiff_jax.runtime import (
     sessions,
 )
 from fastdiff_jax.runtime import mesh as meshes
-from fastdiff_jax.runtime.assemble import Job, data_set
+from fastdiff_jax.runtime.assemble import Job
 from fastdiff_jax.runtime.experiment import Experiment
 from fastdiff_jax.solvers import sampling
 from fastdiff_jax.types import Frozen, Params, Sampler
@@ -45,20 +47,23 @@ def by_samples(run: Experiment, job: Job, weights: Params, frozen: Frozen, mesh:
     plan += [(name, sampler, results.TEACHER, weights) for name, sampler in teacher_samplers(job).items()]
     floors = spread([panel.floor(settings.num, seed) for seed in range(3)])
     rows = [results.Row(panel.floor_name, floors, results.REFERENCE)]
+    bench = tasked(job, panel)
+    rows += bench.baselines() if bench else []
     batches = len(settings.seeds) * math.ceil(settings.num / settings.batch_size)
     with progress.count(len(plan) * batches, "batch") as bar:
         for name, sampler, kind, made in plan:
             bar.set_description(name)
-            rows.append(row(name, sampler, kind, made, frozen, job, panel, mesh, bar.update))
+            rows.append(row(name, sampler, kind, made, frozen, job, panel, mesh, bar.update, bench))
     table = results.Report(
         title=run.name,
         rows=rows,
         headline=panel.headline,
-        provenance=provenance(run, job, panel, time.perf_counter() - begun),
+        provenance=provenance(run, job, panel, time.perf_counter() - begun, bench),
         real=data.reference["image"][:1024],
         real_labels=data.reference["label"][:1024] if job.classes else None,
         mixture=data.exact,
         curves=curves(run, job),
+        conditions=bench.pictures(rows) if bench else {},
     )
     report.write(run.workdir, table)
     progress.say("\n".join(["", *report.table(table), "", f"report: {run.workdir / 'report.md'}"]))
@@ -68,19 +73,71 @@ def teacher_samplers(job: Job) -> dict[str, Sampler]:
     """What a student is compared with: its teacher's samplers by name; none if it has no teacher."""
     if "teacher" not in job.parts.models:
         return {}
-    requests, model = job.config.evaluation.teacher_samplers.to_dict(), job.parts.models["teacher"]
-    return sampling.samplers(requests, model, job.parts.schedule, job.data.shape, "teacher")
+    requests, parts = job.config.evaluation.teacher_samplers.to_dict(), job.parts
+    hides = conditioning.guided(parts.labels, parts.task)
+    return sampling.samplers(
+        requests, parts.models["teacher"], parts.schedule, parts.shape, "teacher", hides=hides
+    )
+
+
+class Bench(NamedTuple):
+    """What the images of every row are made from, where there is a task."""
+
+    job: Job
+    panel: panels.Panel
+    source: given.Source
+    sets: Mapping[protocols.Repeat, given.Given]
+    features: Callable[[np.ndarray], np.ndarray] | None
+
+    def measure(self, stored: np.ndarray, repeat: protocols.Repeat) -> dict[str, float]:
+        """The panel's columns and the task's, of one set."""
+        at, images = self.sets[repeat], self.job.data.decode(stored)
+        columns = self.job.parts.task.measure(images, at.batch(), at.draws, self.features)
+        return self.panel.measure(stored, at.labels) | columns
+
+    def baselines(self) -> list[results.Row]:
+        """Rows of what the task makes without a network."""
+        sets = {}
+        for repeat, at in self.sets.items():
+            for name, images in self.job.parts.task.baselines(at.batch(), at.draws).items():
+                stored = self.job.data.encode(np.asarray(images))
+                sets.setdefault(name, []).append((self.measure(stored, repeat), stored))
+        return [
+            results.Row(name, spread([row for row, _ in made]), results.REFERENCE, samples=made[0][1][:1024])
+            for name, made in sets.items()
+        ]
+
+    def pictures(self, rows: Sequence[results.Row]) -> dict[str, np.ndarray]:
+        """The first images of the first set: their input, original and what each row made of them, stored."""
+        first = next(iter(self.sets.values())).head(given.PICTURED)
+        made = {row.name: row.samples[: given.PICTURED] for row in rows if row.samples is not None}
+        return given.pictured(self.job.parts.task, first, self.job.data, made)
+
+
+def tasked(job: Job, panel: panels.Panel) -> Bench | None:
+    """What the rows of a task have in common; None without one."""
+    task, settings, data = job.parts.task, job.config.evaluation, job.data
+    if task is None:
+        return None
+    source, sets = given.source(job.config, data), {}
+    for repeat in protocols.repeats(settings):
+        sets[repeat] = given.given(task, source, data, repeat.seed, settings.num, repeat.first)
+    return Bench(job, panel, source, sets, given.judge(job.config, data))
 
 
 def row(name: str, sampler: Sampler, kind: str, weights: Params, frozen: Frozen, job: Job, panel: panels.Panel,
-        mesh: Mesh, tick) -> results.Row:  # fmt: skip
+        mesh: Mesh, tick, bench: Bench | None = None) -> results.Row:  # fmt: skip
     """One line of the table: samples with every seed, each set measured by the panel."""
     settings, sets, speeds, first = job.config.evaluation, [], [], None
-    maker = generate.generator(sampler, weights, frozen, job.classes, settings.batch_size, mesh)
+    told = dict(task=job.parts.task, shape=job.parts.shape) if bench else {}
+    maker = generate.generator(sampler, weights, frozen, job.classes, settings.batch_size, mesh, **told)
     for repeat in protocols.repeats(settings):
-        labels = protocols.labels(settings, job.data, repeat)
-        stored, seconds = generate.images(maker, repeat.seed, labels, job.data.encode, tick, repeat.first)
-        sets.append(panel.measure(stored, labels))
+        at = bench and bench.sets[repeat]
+        labels = at.labels if at else protocols.labels(settings, job.data, repeat)
+        stored, seconds = generate.images(
+            maker, repeat.seed, labels, job.data.encode, tick, repeat.first, at and at.images
+        )
+        sets.append(bench.measure(stored, repeat) if bench else panel.measure(stored, labels))
         speeds.append(1e3 * seconds)
         first = first or (stored[:1024], labels[:1024] if job.classes else None)
     least = {}
@@ -114,12 +171,16 @@ def curves(run: Experiment, job: Job) -> dict:
 
 
 def provenance(
-    run: Experiment, job: Job, panel: panels.Panel, seconds: float
+    run: Experiment, job: Job, panel: panels.Panel, seconds: float, bench: Bench | None = None
 ) -> results.Provenance:
     """Where the numbers of a report come from."""
     settings, runs = run.config.evaluation, lineage(run, job)
     note = job.data.note
     notes = [f"The data are a {note}: distances do not compare with published ones."] if note else []
+    task = "none"
+    if bench:
+        task = {**job.config.task.to_dict(), "conditions": bench.source.said}
+        notes.append(f"Task {job.config.task.name}: conditions are made of {bench.source.said}.")
     products = {one.name: checkpoint.product(one.workdir) for one in runs}
     return results.Provenance(
         config=run.name,
@@ -135,7 +196,7 @@ def provenance(
         more={
             "training_seed": run.config.seed,
             "weights": {name: product.fingerprint for name, product in products.items()},
-            "protocol": protocols.described(settings, job.data, panel),
+            "protocol": protocols.described(settings, job.data, panel, task),
         },
         remarks=(*job.method.remarks, *panel.remarks, *notes),
     )
@@ -178,16 +239,11 @@ def held_out(run: Experiment, job: Job) -> tuple[np.ndarray, np.ndarray]:
 
     Raises: ValueError if there are none.
     """
-    if split := run.config.evaluation.get("split", ""):
-        data = run.config.data.to_dict() | {"split": split}
-        other = data_set(ConfigDict({"data": data})).reference
-        return other["image"], other["label"]
-    chosen = job.data.reference["split"] == 1
-    if not chosen.any():
+    if (found := given.held_out(run.config, job.data)) is None:
         raise ValueError(
             f"{job.data.name} holds no images back; name another split of it as config.evaluation.split."
         )
-    return job.data.reference["image"][chosen], job.data.reference["label"][chosen]
+    return found.images, found.labels
 
 
 KINDS = {"samples": by_samples, "features": by_held_out}

@@ -106,7 +106,12 @@ def _saved(found: Path) -> ConfigDict:
     config = files.read_json(found / "config.json")
     if not isinstance(config, dict):
         raise ValueError(f"{found / 'config.json'} is damaged: it holds no config; convert or train it anew.")
-    return ConfigDict(_tuples(config))
+    return from_json(config)
+
+
+def from_json(saved: Mapping[str, Any]) -> ConfigDict:
+    """The config that a document holds."""
+    return ConfigDict(_tuples(saved))
 
 
 def _tuples(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """How samples are drawn for a measurement, and the record of it that lets two numbers be compared."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -82,11 +83,18 @@ def origin(data: Data) -> dict[str, Any]:
     return said | {"shape": list(data.shape)}
 
 
-def described(evaluation: ConfigDict, data: Data, panel: Panel) -> dict[str, Any]:
-    """The record: all that must be equal for two numbers of one column to compare, see `compare`."""
+def described(
+    evaluation: ConfigDict, data: Data, panel: Panel, task: Mapping[str, Any] | str = "none"
+) -> dict[str, Any]:
+    """The record: all that must be equal for two numbers of one column to compare, see `compare`.
+
+    Args:
+      task: its settings, and what its conditions are made of.
+    """
     whole = {"data": origin(data), "count": len(data.reference["label"])}
     return {
         "sampling": sampling(evaluation),
+        "task": task,
         "samples": evaluation.num,
         "seeds": seeds(evaluation),
         "quantiser": quantiser(data),

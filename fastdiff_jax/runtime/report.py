@@ -24,6 +24,8 @@ def write(workdir: Path, report: Report) -> None:
     from fastdiff_jax.runtime import figures  # matplotlib: a second of imports
 
     about, text, picture = card(report), markdown(report), figures.overview(report)
+    if report.conditions:
+        strips(workdir / "conditions.png", report.conditions)
     files.write_json(workdir / "card.json", about)
     files.write(workdir / "report.png", picture)
     files.write(workdir / "report.md", text.encode())
@@ -35,6 +37,13 @@ def grid(path: Path, samples: np.ndarray, labels: np.ndarray | None = None,
     from fastdiff_jax.runtime import figures  # as in `write`
 
     files.write(path, figures.samples(samples, labels, mixture))
+
+
+def strips(path: Path, named: Mapping[str, np.ndarray]) -> None:
+    """A PNG of image sets (N,H,W,C) of equal N, a line each under its name."""
+    from fastdiff_jax.runtime import pictures  # as in `write`
+
+    files.write(path, pictures.strips(named))
 
 
 def card(report: Report) -> dict[str, Any]:
@@ -118,6 +127,7 @@ def markdown(report: Report) -> str:
         "",
         "![Distances by network calls, training curves and samples](report.png)",
         "",
+        *(["![The conditions, and what became of them](conditions.png)", ""] if report.conditions else []),
         f"- Data: {source.data}, fingerprint {source.fingerprint[:12]}. {source.quantiser}",
         *([f"- Features, with the sha256 of their weights: {', '.join(nets)}."] if nets else []),
         f"- Training steps: {steps}. Wall time: {seconds}.",

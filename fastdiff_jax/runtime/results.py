@@ -14,6 +14,15 @@ HEADINGS = {  # of columns that a reader cannot guess; the others are shown by t
     "ft": "FD of features (ft)",
     "nn": "distance to nearest training image",
     "fd": "FD",
+    "psnr": "PSNR (dB)",
+    "psnr_masked": "PSNR where repainted (dB)",
+    "psnr_known": "PSNR where given (dB)",
+    "psnr_low": "PSNR of block means (dB)",
+    "edge_f1": "F1 of edges",
+    "similarity": "similarity to the reference",
+    "similarity_class": "similarity to another of its class",
+    "similarity_shuffled": "similarity to any other",
+    "feature_distance": "feature distance from the original",
     "mmd2_rbf": "MMD² (RBF)",
 }
 
@@ -65,6 +74,7 @@ class Report(NamedTuple):
         None  # of known data: weights, means (K,d), scales (K,)
     )
     curves: Mapping[str, Path] = {}  # experiment -> its metrics.jsonl
+    conditions: Mapping[str, np.ndarray] = {}  # of a task: what the same images (N,H,W,C) are, stored, by name
 
 
 def heading(column: str) -> str:

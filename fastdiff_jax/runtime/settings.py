@@ -25,7 +25,8 @@ class Sections(NamedTuple):
     init_from: str = ""
     schedule: ConfigDict | None = None
     objective: ConfigDict | None = None
-    augment: ConfigDict | None = None  # of a teacher's training images, see `data.augment`
+    augment: ConfigDict | None = None  # of training images, see `data.augment`
+    task: ConfigDict | None = None  # conditions besides the label: a module of tasks/ and its options
 
 
 class StudySections(NamedTuple):
@@ -109,7 +110,9 @@ class Evaluation(NamedTuple):
     teacher_samplers: ConfigDict
     sigma_rel: tuple[float, ...] = ()  # widths of post-hoc averages that are measured as well
     protocol: str = ""  # an entry of `protocols.SAMPLINGS`, "seeds" if empty
-    split: str = ""  # of the data: what a feature net is tested on, if not the reference's held-out images
+    # of the data: what a feature net is tested on, and conditions of a task are made of; empty: the reference's
+    # held-out images
+    split: str = ""
 
 
 def check(config: ConfigDict) -> None:
@@ -204,6 +207,8 @@ def _check_teachers(config: ConfigDict) -> None:
             _natural(f"{key}.seeds", seed, 0)
         known = one.baseline == "" or (one.baseline in study.teachers and one.baseline != row)
         _require(f"{key}.baseline", one.baseline, known, "another row of study.teachers, or empty")
+        last = not one.baseline or not study.teachers[one.baseline].get("baseline")
+        _require(f"{key}.baseline", one.baseline, last, "a row that has no baseline itself")
         whole = one.changes is None or isinstance(one.changes, ConfigDict)
         _require(f"{key}.changes", one.changes, whole, "sections of keys")
     for row, request in study.solvers.items():

@@ -1,16 +1,22 @@
 """From named solvers to the `Sampler`s that a report evaluates."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 
-from fastdiff_jax import guidance, registry
+from fastdiff_jax import conditioning, guidance, registry
+from fastdiff_jax.conditioning import LABEL
 from fastdiff_jax.precond import denoiser
 from fastdiff_jax.rng import normal_per_image
 from fastdiff_jax.solvers import driver, named, sscs
 from fastdiff_jax.types import Cond, Denoiser, Model, Params, PhasePrecond, Sampler, Schedule
+
+UNGUIDED = (
+    "guidance needs a model with labels, or other conditions that training has hidden now and then; this one "
+    "is sampled without."
+)
 
 
 def samplers(
@@ -19,6 +25,7 @@ def samplers(
     schedule: Schedule,
     shape: tuple[int, ...],
     weights: str | None = None,
+    hides: Sequence[str] = (LABEL,),
 ) -> dict[str, Sampler]:
     """Samplers of one model by their names in the report.
 
@@ -27,8 +34,9 @@ def samplers(
         may have a `schedule` of its own, and `guidance`, the settings of `Guidance`.
       schedule: N -> (N+1,) noise levels of the others.
       weights: name of the frozen tree to sample (a student's teacher); None for the params.
+      hides: conditions that guidance amplifies, see `conditioning.guided`.
     A model of CLD has solvers, options and times of its own, see `sscs.samplers`.
-    Raises: ValueError for unknown solvers, and calls that a solver cannot make.
+    Raises: ValueError for unknown solvers, calls that a solver cannot make, and guidance with nothing to hide.
     """
     if isinstance(model.precond, PhasePrecond):
         return sscs.samplers(requests, model, shape, weights)
@@ -37,7 +45,8 @@ def samplers(
     def generator(guide):
         def generate(prepared, params, frozen, keys, cond):
             params = params if weights is None else frozen[weights]
-            denoise = (denoiser if guide is None else guide.denoiser)(model, params, cond)
+            bind = denoiser if guide is None else functools.partial(guide.denoiser, hides=hides)
+            denoise = bind(model, params, cond)
             noise = driver.per_image(keys, shape)
             return named.generate(denoise, prepared, normal_per_image(keys, shape), noise=noise)
 
@@ -47,6 +56,8 @@ def samplers(
         settings = {"schedule": schedule, **request}
         name, nfe, guide = settings.pop("name"), settings.pop("nfe"), settings.pop("guidance", None)
         guide = guided(guide) if guide else None
+        if guide and not hides:
+            raise ValueError(UNGUIDED)
         if guide and nfe % guide.calls():
             raise ValueError(f"guidance calls the network twice a step; use an even nfe, not {nfe}.")
         calls = nfe // guide.calls() if guide else nfe
@@ -57,7 +68,7 @@ def samplers(
 
 
 class Guidance(NamedTuple):
-    """Classifier-free guidance of a model that was trained with label dropout."""
+    """Classifier-free guidance of a model that was trained with conditions hidden now and then."""
 
     scale: float  # 1 is the conditional model
     low: float = 0.0  # acts where low < sigma <= high
@@ -72,13 +83,15 @@ class Guidance(NamedTuple):
         """Whether there are levels that it does not act at."""
         return (self.low, self.high) != (0.0, float("inf"))
 
-    def denoiser(self, model: Model, params: Params, cond: Cond) -> Denoiser:
-        """`precond.denoiser`, guided; a missing label stands for none. Raises: ValueError without labels."""
-        if "label" not in cond:
-            raise ValueError("guidance needs a model with labels; this one is sampled without.")
+    def denoiser(self, model: Model, params: Params, cond: Cond, hides: Sequence[str] = (LABEL,)) -> Denoiser:
+        """`precond.denoiser`, guided away from what it says when the conditions `hides` are missing.
+
+        Raises: ValueError if `cond` has none of them.
+        """
+        if not set(hides) & set(cond):
+            raise ValueError(UNGUIDED)
         conditional = denoiser(model, params, cond)
-        without = {name: value for name, value in cond.items() if name != "label"}
-        unconditional = denoiser(model, params, without)
+        unconditional = denoiser(model, params, conditioning.without(cond, hides))
         if self.calls() == 1 or not self.bounded:
             return guidance.guided(conditional, unconditional, self.scale)
         return guidance.interval(conditional, unconditional, self.scale, self.low, self.high)

@@ -15,7 +15,7 @@ import numpy as np
 from fastdiff_jax import registry
 from fastdiff_jax.precond import same
 from fastdiff_jax.processes import discrete as processes
-from fastdiff_jax.processes.standard import vp
+from fastdiff_jax.processes.standard import vp, vp_level
 from fastdiff_jax.solvers import driver
 from fastdiff_jax.types import Precond, Schedule
 
@@ -92,7 +92,7 @@ def time(
 
     def levels(count):
         t = _powers(high, low, rho, count)
-        return np.sqrt(np.expm1(beta_d * t**2 / 2 + beta_min * t))
+        return vp_level(t, beta_d, beta_min)
 
     return _between(sigma_min, sigma_max, zero, levels)
 
@@ -150,20 +150,21 @@ def discrete(
     beta_0: float | None = None,
     beta_1: float | None = None,
     train_steps: int = processes.STEPS,
+    zero_snr: bool = False,
     zero: bool = True,
 ) -> Schedule:
     """Levels evenly spaced in tau^(1/rho), the time of a discrete model's own map (`processes.discrete`).
 
     Args:
       sigma_min, sigma_max: within the model's levels; 0 and inf are its own ends.
-      betas, beta_0, beta_1, train_steps: as `alphas_cumprod`; Stable Diffusion's by default.
+      betas, beta_0, beta_1, train_steps, zero_snr: as `alphas_cumprod`; Stable Diffusion's by default.
       zero: as `polynomial`.
     Raises: ValueError for bad betas, rho not positive, and ends outside the model's levels.
     Source: Zhou et al. 2024 (arXiv:2312.00094); their code does not take T^(1/rho) at the upper end, which
       agrees where that is the model's own, T = 1.
     """
     _check_power(rho)
-    model = processes.process(processes.alphas_cumprod(betas, train_steps, beta_0, beta_1))
+    model = processes.process(processes.alphas_cumprod(betas, train_steps, beta_0, beta_1, zero_snr))
     lowest, highest = on_host(model.sigma, np.array([model.t_min, model.t_max]))
     sigma_min = float(lowest) if sigma_min == 0 else sigma_min
     sigma_max = float(highest) if sigma_max == math.inf else sigma_max
@@ -188,24 +189,25 @@ def timesteps(
     beta_0: float | None = None,
     beta_1: float | None = None,
     train_steps: int = processes.STEPS,
+    zero_snr: bool = False,
     zero: bool = True,
 ) -> Schedule:
     """The levels of a list of a discrete model's labels, one a step, and the level that the last one leads to.
 
     Args:
-      spacing, offset: "trailing", "leading" or "linspace", as `processes.discrete.labels`.
-      betas, beta_0, beta_1, train_steps: as `alphas_cumprod`; Stable Diffusion's by default.
+      spacing, offset: as `processes.discrete.labels`.
+      betas, beta_0, beta_1, train_steps, zero_snr: as `alphas_cumprod`; Stable Diffusion's by default.
       zero: the last step ends at 0; False: at the level of label 0, diffusers' `set_alpha_to_one=False`.
         Leading labels with offset 1 and zero=False are the levels of PNDM, official and diffusers'.
     Raises: ValueError for bad betas, spacing or offset, for more steps than labels, and if the last step would
       lead from label 0 to itself.
     Source: Lin et al. 2023 (arXiv:2305.08891), Table 2.
     """
-    trained = processes.sigmas(processes.alphas_cumprod(betas, train_steps, beta_0, beta_1))
+    trained = processes.sigmas(processes.alphas_cumprod(betas, train_steps, beta_0, beta_1, zero_snr))
 
     def levels(steps: int) -> np.ndarray:
         _check_steps(steps)
-        labels = processes.labels(spacing, steps, train_steps, offset)
+        labels = processes.labels(spacing, steps, len(trained), offset)
         if labels[-1] == 0 and not zero:
             raise ValueError(
                 f"{steps} {spacing} labels end at 0 already, where a last step would stand still; set "
@@ -213,7 +215,7 @@ def timesteps(
             )
         return np.append(trained[labels], 0.0 if zero else trained[0])
 
-    processes.labels(spacing, 1, train_steps, offset)  # a bad request fails where it is made
+    processes.labels(spacing, 1, len(trained), offset)  # a bad request fails where it is made
     return levels
 
 

@@ -1,0 +1,18 @@
+"""Inpainting of scikit-learn's digits: a conditional teacher for it."""
+
+from configs import common
+
+
+def get_config(arg="full"):
+    """Class-conditional DDPM++ that repaints boxes and strokes of 8x8 images.
+
+    A discrete noise-prediction model whose labels are hidden in one image of ten, for guidance.
+    About half an hour on one CPU core.
+    """
+    given = common.words(arg)
+    config = common.base()
+    common.tasks_digits(config)
+    common.task_teacher(config, side=8, concat=2)
+    config.task = common.TASKS["inpainting"]
+    config.train.update(batch_size=128, steps=2000, log_every=50, save_every=500)
+    return common.smoke(config) if "smoke" in given else config

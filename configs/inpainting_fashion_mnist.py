@@ -1,0 +1,17 @@
+"""Inpainting of Fashion-MNIST (TFDS) at 16x16: a conditional teacher for it."""
+
+from configs import common
+
+
+def get_config(arg="full"):
+    """Class-conditional DDPM++ that repaints boxes and strokes; otherwise as inpainting_digits.
+
+    An hour or more on one CPU core.
+    """
+    given = common.words(arg)
+    config = common.base()
+    common.tasks_fashion_mnist(config)
+    common.task_teacher(config, side=16, concat=2)
+    config.task = common.TASKS["inpainting"]
+    config.train.update(batch_size=64, steps=4000, log_every=50, save_every=1000)
+    return common.smoke(config) if "smoke" in given else config

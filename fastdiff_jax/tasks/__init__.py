@@ -1,0 +1,1 @@
+"""Tasks, conditions besides the label that are made of the images: build(options, models, shape) -> Task."""

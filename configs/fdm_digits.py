@@ -9,6 +9,7 @@ def get_config(arg="full"):
     `,plain` is without FDM, `,scale` and `,warmup` have one part of it: same network, budget and samplers.
     `:ve` has an NCSN++, as published. The rate is constant after its ramp, as published, so that a part of
     the run is what a shorter run would be; checkpoints of ten parts stay, for configs/fdm_study_digits.py.
+    Three minutes on one CPU core. ft by iPNDM-3 at ten calls: 1.01 with FDM, 0.75 without; docs/fdm.md has all.
     """
     given = common.words(arg, *common.FDM)
     config = common.base()

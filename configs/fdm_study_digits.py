@@ -4,7 +4,10 @@ from configs import common
 
 
 def get_config(arg="full"):
-    """For edm, vp and ve: FD by training images and by network calls, three training seeds each."""
+    """For edm, vp and ve: FD by training images and by network calls, three training seeds; one seed for parts.
+
+    24 runs of three minutes and an hour of sampling, on one CPU core: two hours.
+    """
     given = common.words(arg)
     config = common.fdm_study("fdm_digits", given, seeds=(0, 1, 2))
     config.evaluation.update(num=1797, batch_size=600)

@@ -12,7 +12,7 @@ def get_config(arg="full"):
     config = common.fdm_study("fdm_fashion_mnist", given, seeds=(0,), parts=False)
     config.evaluation.update(num=1000 if "16" in given else 5000, batch_size=500)
     if "16" in given and "smoke" not in given:
-        config.study.solvers.heun.nfe, config.study.solvers["ipndm 3"].nfe = (7, 19), (5,)
+        config.study.solvers.heun.nfe = (7, 19)
     common.fashion_panel(config, "16" in given)
     if "smoke" in given:
         config.evaluation.update(num=64, batch_size=32)

@@ -59,7 +59,7 @@ def test_parts_are_measured_by_one_sampler_and_ends_by_all(made):
     """Six steps of 16 images, of which the third is kept too."""
     found = {(p["row"], p["seed"], p["images"], p["solver"], p["nfe"]) for p in card(made)["results"]}
     rows = [(row, seed) for row in ("edm", "edm, FDM") for seed in (0, 3)]
-    wanted = {(48, "dpm++ 2M", 10), (96, "dpm++ 2M", 10), (96, "heun", 7)}
+    wanted = {(48, "ipndm 3", 10), (96, "ipndm 3", 10), (96, "heun", 7)}
     assert found == {(*row, *one) for row in rows for one in wanted}
 
 
@@ -109,10 +109,10 @@ def test_what_is_there_is_neither_trained_nor_measured_again(made, monkeypatch):
     monkeypatch.setattr(teachers, "measured", lambda *given: asked.append(given[:3]) or real(*given))
     before = card(made)
     assert teachers.run(made) and card(made)["results"] == before["results"] and asked == []
-    study.row_file(made, "edm, FDM_seed_3_dpm++ 2M_10_at_48").unlink()
+    study.row_file(made, "edm, FDM_seed_3_ipndm 3_10_at_48").unlink()
     assert teachers.run(made)
     ((one, step, solver),) = asked
-    assert (one.row, one.seed, step, solver) == ("edm, FDM", 3, 3, "dpm++ 2M")
+    assert (one.row, one.seed, step, solver) == ("edm, FDM", 3, 3, "ipndm 3")
     again = [{**p, "ms_per_image": 0, "compile_seconds": 0} for p in card(made)["results"]]
     assert again == [{**p, "ms_per_image": 0, "compile_seconds": 0} for p in before["results"]]
 
@@ -127,7 +127,7 @@ def test_an_interrupted_run_stops_the_study(made, monkeypatch):
 def test_a_lost_checkpoint_is_named_before_anything_is_trained(made, monkeypatch):
     more = config()
     more.study.teachers["edm"].seeds = (0, 3, 5)
-    kept = study.row_file(made, "edm_seed_0_dpm++ 2M_10_at_48")
+    kept = study.row_file(made, "edm_seed_0_ipndm 3_10_at_48")
     folder, content = made.workdir.parent / "lab_fdm_smoke_plain" / "checkpoints" / "3", kept.read_bytes()
     folder.rename(folder.with_name("away"))
     monkeypatch.setattr(commands, "fit", lambda run: pytest.fail(f"{run.name} is trained"))
@@ -181,7 +181,7 @@ def test_a_run_that_other_settings_made_is_refused(made):
     ({"study.teachers": {"a": dict(config="x", baseline="b")}}, "another row of study.teachers"),
     ({"study.teachers": {"a": dict(config="x", changes=3)}}, "must be sections of keys"),
     ({"study.solvers": {"heun": dict(name="heun")}}, "a list of network calls; got None"),
-    ({"study.curve": dict(solver="dpm++ 2M", nfe=9)}, "of one of study.solvers"),
+    ({"study.curve": dict(solver="ipndm 3", nfe=9)}, "of one of study.solvers"),
     ({"study.nfe": (3,)}, "config.study has no setting nfe"),
     ({"teacher": "lab_fdm"}, "the config has no setting teacher"),
 ])  # fmt: skip

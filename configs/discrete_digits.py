@@ -21,8 +21,8 @@ def get_config(arg="full"):
     config.schedule = dict(name="timesteps", spacing="trailing", betas="scaled_linear", train_steps=1000)
     config.method = dict(name="teacher", ema_half_life=20e3, ema_ramp=0.05, label_dropout=0.1, accumulation=1)
     config.method.samplers = common.samplers(*[("dpmpp_2m", n) for n in (32, 2, 4, 8)])
-    for scale in (1.1, 1.25, 1.5, 2.0):
-        config.method.samplers.update(common.guided_samplers(scale, 32))
+    for scale in (1.1, 1.25, 1.5, 2.0):  # of 32 steps as the first, of two calls each
+        config.method.samplers.update(common.guided_samplers(scale, 64))
     adam = dict(name="adam", learning_rate=2e-3, b2=0.99, ramp_images=6400.0, decay="cosine", final=0.02)
     config.optimizers = dict(student=adam)  # ours, as edm_digits'
     config.train.update(batch_size=128, steps=1300, log_every=25, save_every=325)

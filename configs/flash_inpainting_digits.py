@@ -9,6 +9,6 @@ def get_config(arg="full"):
     config = common.base()
     common.tasks_digits(config)
     config.teacher = "inpainting_digits" + common.joined(given)
-    common.task_student(config, 8, given)
+    common.flash_student(config, 8, given)
     config.task = common.TASKS["inpainting"]
     return common.smoke(config) if "smoke" in given else config

@@ -9,7 +9,7 @@ def get_config(arg="full"):
     config = common.base()
     common.tasks_digits(config)
     config.teacher = "reference_digits" + common.joined(given)
-    common.task_student(config, 8, given)
+    common.flash_student(config, 8, given)
     config.data.conditional = False
     common.condition_net(config)
     config.task = common.TASKS["reference"]

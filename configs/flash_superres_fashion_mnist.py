@@ -9,6 +9,6 @@ def get_config(arg="full"):
     config = common.base()
     common.tasks_fashion_mnist(config)
     config.teacher = "superres_fashion_mnist" + common.joined(given)
-    common.task_student(config, 16, given)
+    common.flash_student(config, 16, given)
     config.task = common.TASKS["superres"]
     return common.smoke(config) if "smoke" in given else config

@@ -174,6 +174,8 @@ def test_official_configs_measure_as_published(reference, tmp_path, monkeypatch)
     fid, measured = config.evaluation.panel.features.fid, config.evaluation
     assert (fid.name, fid.protocol, measured.protocol, measured.num) == ("inception", "tf1", "edm", 50000)
     assert tuple(measured.seeds) == (0, 1, 2)
+    assert config.data.get("max_reference", 0) == 0  # published statistics are of the whole training set
+    assert measured.panel.measures.pr.most == 200_000
     assert ":fid" not in config.teacher and ",fid" not in config.teacher
     monkeypatch.chdir(tmp_path)
     job = assemble.assemble(config, outline=True)

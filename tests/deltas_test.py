@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -66,7 +67,7 @@ def runs(tmp_path_factory):
     state = jax.jit(job.method.init)(rng.root(0, "init"), frozen)
     state = state._replace(params=jax.tree.map(jax.numpy.asarray, noise(state.params, 1)))
     with checkpoint.Store(student.workdir, student.config.to_dict()) as store:
-        deltas.keep_base(student, job)
+        deltas.keep_base(student, job, begun=False)
         store.save(3, state, {})
         store.finish(6, job.method.weights(state))
     return Runs(student, teacher, job, frozen, state)
@@ -160,11 +161,29 @@ def test_a_changed_teacher_is_noticed(runs, tmp_path):
     shutil.copytree(runs.student.workdir, tmp_path / "flash_digits_smoke")
     teacher_at(tmp_path / "discrete_digits_smoke", seed=3)
     student = runs.student._replace(workdir=tmp_path / "flash_digits_smoke")
-    for use in (deltas.keep_base, deltas.check_base):
+    for use in (partial(deltas.keep_base, begun=True), deltas.check_base):
         with pytest.raises(ValueError, match="was trained on weights .* holds .*; restore those"):
             use(student, runs.job)
     with pytest.raises(ValueError, match="was trained on weights"):
         commands.product(runs.job, student, meshes.make(student.config.mesh))
+
+
+def test_a_delta_whose_base_is_not_known_any_more_is_refused(runs, tmp_path):
+    """A new base.json would vouch for weights that the checkpoints may never have seen."""
+    shutil.copytree(runs.student.workdir, tmp_path / "flash_digits_smoke")
+    teacher_at(tmp_path / "discrete_digits_smoke", seed=3)
+    student = runs.student._replace(workdir=tmp_path / "flash_digits_smoke")
+    (student.workdir / "base.json").unlink()
+    with pytest.raises(ValueError, match="has checkpoints of a delta but no base.json, .* restore that file"):
+        deltas.keep_base(student, runs.job, begun=True)
+    assert not (student.workdir / "base.json").exists()
+
+
+def test_a_separate_fake_score_is_counted_too(runs):
+    state = runs.state._replace(fake=runs.state.params)
+    delta, head = trees.count(state.params), trees.parameters(state.head)
+    said = deltas.described(runs.frozen["teacher"], state)
+    assert f"discriminator's {head:,} and the separate fake score's {delta:,} are not among them" in said
 
 
 @pytest.mark.parametrize(

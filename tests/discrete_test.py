@@ -120,6 +120,15 @@ def test_label_lists(spacing, expected):
     assert discrete.labels(spacing, 10).tolist() == expected
 
 
+@pytest.mark.parametrize("steps, ties", [(48, {3: 936, 15: 686, 27: 436, 39: 186}), (96, {18: 812, 42: 562})])
+def test_trailing_ties_fall_as_diffusers_sums_do(steps, ties):
+    """np.arange(1000, 0, -1000 / N).round() - 1: half-way cases are not all exact there."""
+    found = discrete.labels("trailing", steps)
+    assert {place: found[place] for place in ties} == ties
+    exact = [1000 - k * 1000 / steps for k in range(steps)]
+    assert max(abs(label + 1 - value) for label, value in zip(found, exact)) < 0.5 + 1e-9
+
+
 @given(st.sampled_from(sorted(discrete.SPACINGS)), st.integers(1, 50), st.integers(60, 300))
 @settings(deadline=None, max_examples=60)
 def test_labels_fall_within_the_model(spacing, steps, train):

@@ -302,16 +302,19 @@ def test_the_adversarial_gradient_passes_the_frozen_features_into_the_image(tap,
 
 
 def test_real_and_made_images_have_one_noise_and_level():
-    """Images that the student returns as they were are the real ones, at the same noise and level."""
+    """Images that the student returns as they were are the real ones, so logits r are the same for both.
+
+    Hinge is then mean relu(1 - r) + relu(1 + r) = 2, as |r| < 1; with another noise or level it is not.
+    """
     same = Adapter(lambda key, base: {}, lambda base, delta: base)
     whole = {"mean": jnp.zeros(3), "spread": jnp.array(1e4), "shift": jnp.zeros(3)}
     method = method_of(adapter=same, stages=ONCE | dict(distill=(1.0,)), adversarial=dict(
-        tap="answer", loss=dict(name="wgan")))  # fmt: skip
+        tap="answer", loss=dict(name="hinge")))  # fmt: skip
     draws = method.draw(jax.random.key(1), batch_of(4), flash.Turn(0, 0))
     draws["rival"] = draws["rival"] | {"noise": jnp.zeros((4, 3))}
     state = method.init(jax.random.key(0), {"teacher": whole})
     _, metrics = method.update(state, {"teacher": whole}, batch_of(4), draws, flash.Turn(0, 0))
-    np.testing.assert_allclose(metrics["loss_discriminator"], 0, atol=1e-6)
+    np.testing.assert_allclose(metrics["loss_discriminator"], 2, rtol=1e-6)
 
 
 def test_a_bounded_discriminator_stays_within_its_bound():
@@ -393,7 +396,7 @@ def test_cost_counts_the_solve_s_expected_length():
 
 
 def test_weights_are_the_trainable_tree_and_samplers_merge_it():
-    """A student with the flow's own gain makes samples of the right spread, whatever the number of calls."""
+    """One call of a student with a gain of its own is mean + gain (x - mean), merged with the base."""
     exact = lambda sigma: SPREAD / np.hypot(SPREAD, sigma)
     method = method_of(adapter=GAINED, nfe=(1, 2), sampler=dict(name="lcm", pure=False))
     state = method.init(jax.random.key(0), {"teacher": TRUTH})
@@ -451,7 +454,7 @@ COLUMNS = dict(stages=dict(matching=(0.0, 0.5)))
     (dict(adversarial=None), r"stages.adversarial \(0.0, 0.1, 0.2, 0.3\) weighs a discriminator"),
     (COLUMNS, "stages.steps has 4 entries, stages.matching 2"),
     (dict(stages=dict(step=(1,))), "stages has no setting step; known: steps, modes"),
-    (dict(grid=(16, 32)), r"all stages have one grid; got \(16, 32\)"),
+    (dict(grid=(16, 32)), r"all stages have one grid of levels; got \(16, 32\): give a number"),
     (dict(grid=30), "4 modes do not divide a grid of 30 levels"),
     (dict(grid=2000), "from 1 to 1000; got 2000"),
     (dict(law="cauchy"), "law is 'cauchy'; known: mixture, uniform, gaussian"),

@@ -116,7 +116,6 @@ def test_counts_need_no_values(base):
     shapes = jax.eval_shape(lambda: base)
     delta = jax.eval_shape(made.init, jax.random.key(0), shapes)
     assert trees.count(delta) == 3 * 4 * (16 + 48 + 16 + 16)  # rank times inputs and outputs of both layers
-    assert lora.share(shapes, delta) == trees.count(delta) / trees.count(base)
     merged = jax.eval_shape(made.merge, shapes, delta)
     chex.assert_trees_all_equal_shapes_and_dtypes(merged, shapes)
 

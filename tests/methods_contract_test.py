@@ -28,7 +28,7 @@ CONFIGS = smoke_configs()
 
 
 class Case(NamedTuple):
-    """A method at work: fresh weights for what it takes as given, and the first step's arguments."""
+    """A method at work: fresh weights for what it takes as given, and the arguments of a step."""
 
     job: Job
     frozen: Any
@@ -49,14 +49,19 @@ def weights_like(shapes):
     return jax.tree.map(leaf, shapes)
 
 
-@pytest.fixture(scope="module", params=registry.known("methods"))
+CASES = [(method, False) for method in registry.known("methods")] + [("flash", True)]  # its stages differ
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda one: one[0] + ", at its end" * one[1])
 def case(request):
-    assert request.param in CONFIGS, "no config on embedded data trains this method"
-    job = assemble(experiment.load(CONFIGS[request.param]))
+    method, last = request.param
+    assert method in CONFIGS, "no config on embedded data trains this method"
+    job = assemble(experiment.load(CONFIGS[method]))
     frozen, initial = map(weights_like, commands.basis_shapes(job))
     state = jax.jit(job.method.init)(rng.root(0, "init"), frozen | initial)
     batch = {"image": 0.5 * jnp.ones((4, *job.parts.shape)), "label": jnp.arange(4, dtype=jnp.int32)}
-    variant = job.method.variant(0, 0)
+    variant = job.method.variant(job.config.train.steps - 1 if last else 0, 0)
+    assert not last or variant != job.method.variant(0, 0)
     draws = jax.jit(job.method.draw, static_argnums=2)(rng.root(0, "train"), batch, variant)
     return Case(job, frozen, initial, state, batch, draws, variant)
 

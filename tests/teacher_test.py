@@ -11,6 +11,7 @@ from fastdiff_jax.methods import teacher
 from fastdiff_jax.networks import mlp, song
 from fastdiff_jax.precond import edm
 from fastdiff_jax.runtime import optimizers
+from fastdiff_jax.solvers import schedules
 from fastdiff_jax.types import Model, Parts
 
 SHARES = np.full(4, 0.25)
@@ -21,7 +22,8 @@ def method_of(labels=None, network=None, shape=(3,), **settings):
     network = network or mlp.build({"hidden": (16,)}, shape, 0 if labels is None else len(labels))
     tx = optimizers.build(dict(name="adam", learning_rate=1e-3), 8, 800.0)
     models = {"student": Model(network, edm())}
-    return teacher.build(settings, Parts(models, {"student": tx}, shape, labels, objective=matching.edm()))
+    schedule = schedules.build(dict(name="polynomial"))
+    return teacher.build(settings, Parts(models, {"student": tx}, shape, labels, schedule, matching.edm()))
 
 
 def batch_of(size=8, shape=(3,)):
@@ -50,6 +52,13 @@ def test_the_loss_is_summed_over_pixels_and_averaged_over_samples():
     made = 0.25 / total**2 * x + 0.5 * sigma / total * raw
     weight = (sigma**2 + 0.25) / (0.5 * sigma) ** 2
     np.testing.assert_allclose(metrics["loss"], (weight * (made - batch["image"]) ** 2).sum() / 8, rtol=1e-5)
+
+
+def test_guided_samplers_need_labels_that_training_hides():
+    guided = {"euler, guided 2": dict(name="euler", nfe=2, guidance=dict(scale=2.0))}
+    assert list(method_of(SHARES, samplers=guided, label_dropout=0.1).samplers) == list(guided)
+    with pytest.raises(ValueError, match="that training has hidden now and then .*label_dropout"):
+        method_of(SHARES, samplers=guided)
 
 
 def test_the_loss_scale_is_for_gradients_only():

@@ -20,7 +20,7 @@ class Stages(NamedTuple):
     )  # fmt: skip
     distill: tuple[float, ...] = (1.0,) * 4  # weights of the student's three losses
     matching: tuple[float, ...] = (0.0, 0.3, 0.5, 0.7)  # distribution matching
-    adversarial: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3)  # PixArt: half of it; SD3: 0, 0.1, 0.3, 0.5
+    adversarial: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3)  # PixArt: 0, .05, .1, .2; SD3: 0, .1, .3, .5
 
     def weights(self, stage: int) -> dict[str, float]:
         """The weights of the losses in a stage."""
@@ -44,6 +44,15 @@ class Stages(NamedTuple):
                 f"{owner}: weights of losses are not negative, and in each stage one is positive; got {given}."
             )
 
+    def check_length(self, total: int, owner: str) -> None:
+        """Raises ValueError, in the name of `owner`, if `total` steps end before the last stage begins."""
+        for stage, first in enumerate(np.cumsum([0, *self.steps[:-1]])):
+            if first >= total:
+                raise ValueError(
+                    f"{owner}: stage {stage} begins at step {first}, training ends at {total}; shorten "
+                    "stages.steps, or lengthen train.steps."
+                )
+
 
 def mixture(count: int, weights: Sequence[float], width: float = 0.5) -> np.ndarray:
     """(K,) shares of the levels 0..K-1 of a grid, 0 the noisiest, around n modes.
@@ -55,7 +64,7 @@ def mixture(count: int, weights: Sequence[float], width: float = 0.5) -> np.ndar
     Args:
       count: K.
       weights: n of them, none negative.
-      width: twice the variance of a mode; the paper's would be 1.
+      width: twice the variance of a mode, in levels squared, as the authors' code has it.
     Raises: ValueError for impossible arguments, and if all shares vanish.
     """
     weights = np.asarray(weights, np.float64)

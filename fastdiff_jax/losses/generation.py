@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fastdiff_jax import trees
+from fastdiff_jax import conditioning, trees
 from fastdiff_jax.losses import accumulation
 from fastdiff_jax.losses.matching import Objective
 from fastdiff_jax.precond import denoiser
@@ -23,7 +23,7 @@ def generated(
 
 def condition(labels: np.ndarray | None, part: Mapping[str, Array]) -> Cond:
     """The condition of a batch part: its labels as one-hot rows; {} if `labels`, the class shares, is None."""
-    return {} if labels is None else {"label": jax.nn.one_hot(part["label"], len(labels))}
+    return conditioning.conditions(labels, None, part, {}, {})
 
 
 def draws_of(key: Key, shape, noise_draws: Callable[[Key], Mapping], labels: np.ndarray | None) -> dict:

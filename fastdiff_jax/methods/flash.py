@@ -50,7 +50,7 @@ REAL = ("data", "teacher")
 class Options(NamedTuple):
     """Settings of the method; defaults are those of Stable Diffusion 1.5's run but for its LPIPS."""
 
-    grid: int | tuple[int, ...] = 32  # K: levels of the teacher's solve; PixArt: 16
+    grid: int = 32  # K: levels of the teacher's solve, in all stages; PixArt: 16
     spacing: str = "trailing"  # of their labels, see `processes.discrete.labels`
     betas: Mapping | None = None  # levels by label, see `alphas_cumprod`; None: those of the teacher's training
     law: str = "mixture"  # of the level drawn, out of `losses.curriculum`
@@ -312,6 +312,29 @@ def build(config, parts: Parts) -> Method:
     )
 
 
+def check_teacher(config: Mapping, above: Mapping) -> None:
+    """Raises ValueError if guidance would hide conditions from a teacher that has always been told them.
+
+    Args:
+      config: this method's section.
+      above: the section of the method that trains the teacher.
+    """
+    scales = tuple(registry.options(Options, config, "method flash").guidance)
+    if scales != (1, 1) and not above.get("label_dropout", 0.0):
+        raise ValueError(
+            f"method flash: guidance {scales} hides conditions from the teacher, which was trained with "
+            "label_dropout=0 and answers anything without them; train it with method.label_dropout=0.1, or set "
+            "guidance=(1.0, 1.0)."
+        )
+
+
+def check_length(config: Mapping, steps: int) -> None:
+    """Raises ValueError if a training of so many steps ends before its last stage begins."""
+    config = registry.options(Options, config, "method flash")
+    stages = registry.options(curriculum.Stages, config.stages, "method flash, stages")
+    stages.check_length(steps, "method flash")
+
+
 def _samplers(config: Options, levels: Grid, jump: Model, parts: Parts, hidden, merged) -> dict[str, Sampler]:
     """Samplers of the student, whose weights are merged first."""
 
@@ -334,7 +357,7 @@ def _samplers(config: Options, levels: Grid, jump: Model, parts: Parts, hidden, 
 
 def _levels(config: Options, rival: Rival | None, teacher: Model) -> Grid:
     """Levels by label and those of the solve. Raises: ValueError if they are not known, or not trained."""
-    table, count = teacher.precond.table, config.grid if isinstance(config.grid, int) else config.grid[0]
+    table = teacher.precond.table
     if (table is None) == (config.betas is None):
         raise ValueError(
             "method flash: a teacher of a continuum of levels needs a list, betas=dict(betas='linear') or "
@@ -342,7 +365,7 @@ def _levels(config: Options, rival: Rival | None, teacher: Model) -> Grid:
             f"{'a continuum' if table is None else f'{len(table)} labels'}."
         )
     abar = discrete.alphas_cumprod(**config.betas) if table is None else 1 / (1 + table**2)
-    found = grid(abar, count, config.spacing)
+    found = grid(abar, config.grid, config.spacing)
     schedules.check_range(found.table, teacher.precond)
     if rival is not None and not 0 <= min(rival.labels) <= max(rival.labels) < len(abar):
         raise ValueError(
@@ -406,13 +429,10 @@ def _settled(config, parts: Parts) -> tuple[Options, curriculum.Stages, Rival | 
                 f"method flash: {name} is {getattr(config, name)!r}; known: {', '.join(known)}."
             )
     stages.check("method flash")
-    grids = {config.grid} if isinstance(config.grid, int) else set(config.grid)
-    if len(grids) != 1:
-        raise ValueError(
-            f"method flash: all stages have one grid; got {tuple(config.grid)}: give one number of levels."
-        )
+    if not isinstance(config.grid, int):
+        raise ValueError(f"method flash: all stages have one grid of levels; got {config.grid}: give a number.")
     for modes in stages.modes if config.law == "mixture" else ():
-        curriculum.check_modes(*grids, modes, "method flash")
+        curriculum.check_modes(config.grid, modes, "method flash")
     if rival is not None and rival.real not in REAL:
         raise ValueError(f"method flash: adversarial.real is {rival.real!r}; known: {', '.join(REAL)}.")
     if rival is None and any(stages.adversarial):

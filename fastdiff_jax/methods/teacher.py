@@ -118,7 +118,8 @@ def build(config, parts: Parts) -> Method:
         ema = trees.ema(state.ema, params, beta)
         return State(state.step + 1, params, ema, opt), {"loss": total, "ema_beta": beta}
 
-    samplers = sampling.samplers(config.samplers, model, parts.schedule, parts.shape, hides=hidden)
+    known = hidden if config.label_dropout > 0 else ()  # what it has learned to do without, for guidance
+    samplers = sampling.samplers(config.samplers, model, parts.schedule, parts.shape, hides=known)
     return Method(
         init, draw, update, lambda state: state.ema, samplers, cost=lambda *_: 3, raw=lambda state: state.params
     )

@@ -5,12 +5,13 @@ from collections.abc import Callable
 import numpy as np
 
 RANGE = 2.0  # of images in [-1, 1]
+MOST = 100.0  # dB, of images without any error as well: an infinite ratio is no JSON, and plots nowhere
 
 
 def psnr(made: np.ndarray, originals: np.ndarray, where: np.ndarray | None = None) -> float:
     """Peak signal-to-noise ratio in dB of images (N,H,W,C) in [-1, 1], over all that `where` marks together.
 
-        10 log10(4 / mean (made - original)^2)
+        10 log10(4 / mean (made - original)^2), at most MOST
 
     One mean over the whole set, as small masks have images without any error, whose own ratio is infinite.
 
@@ -25,7 +26,8 @@ def psnr(made: np.ndarray, originals: np.ndarray, where: np.ndarray | None = Non
     if not where.any():
         raise ValueError("no pixel is marked, so there is no error to speak of.")
     with np.errstate(divide="ignore"):
-        return float(10 * np.log10(RANGE**2 / np.mean((made - originals)[where] ** 2)))
+        ratio = 10 * np.log10(RANGE**2 / np.mean((made - originals)[where] ** 2))
+    return float(min(ratio, MOST))
 
 
 def distance(features: np.ndarray, others: np.ndarray) -> float:

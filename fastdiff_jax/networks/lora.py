@@ -159,11 +159,6 @@ def check(chosen: Mapping[str, Rule], base: Params, given: Mapping[str, Array]) 
             )
 
 
-def share(base: Params, delta: PyTree) -> float:
-    """Numbers of the delta for one parameter of the base; works on shapes as well."""
-    return trees.count(delta) / trees.parameters(base)
-
-
 def _rule(name: str, given: Mapping) -> Rule:
     rule = registry.options(Rule, given, f"lora rule {name}")
     if isinstance(rule.rank, bool) or not isinstance(rule.rank, int) or rule.rank < 1:

@@ -167,8 +167,9 @@ def labels(spacing: str, steps: int, train: int = STEPS, offset: int = 0) -> np.
         linspace: round((M - 1) (1 - k / (N - 1))),     k = 0..N-1
         lcm: s (50 - floor(50 k / N)) - 1, s = M // 50
 
-    Half-way cases round to the even number, as numpy does. The last is what diffusers' sampler of latent
-    consistency models (arXiv:2310.04378) has by default, whose students know 50 labels; N is at most 50.
+    Half-way cases round to the even number, as numpy does, of values as diffusers sums them up (trailing ones
+    differ in places, N = 48 and 96 say, from M - k M / N rounded). The last is what diffusers' sampler of
+    latent consistency models (arXiv:2310.04378) has by default, whose students know 50 labels; N is at most 50.
 
     Args:
       offset: of leading labels; diffusers' `steps_offset`.
@@ -193,7 +194,7 @@ def labels(spacing: str, steps: int, train: int = STEPS, offset: int = 0) -> np.
 
 
 def _trailing(steps, train):
-    return np.round(train - np.arange(steps) * (train / steps)).astype(np.int64) - 1
+    return np.arange(train, 0, -train / steps)[:steps].round().astype(np.int64) - 1  # diffusers' sums: ties
 
 
 def _leading(steps, train):

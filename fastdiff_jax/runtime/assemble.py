@@ -215,8 +215,8 @@ def check_processes(config: ConfigDict) -> None:
         if role == "discriminator" or not {"like", "precond"} & set(request):
             continue  # it reads features and has weights of its own
         for key in ("teacher", "init_from"):
-            starts = key == "init_from" and role != "teacher"
-            reference = config.get(key) if starts or role == "teacher" or "like" in request else None
+            ours = role != "teacher" if key == "init_from" else role == "teacher" or "like" in request
+            reference = config.get(key) if ours else None
             above = reference and experiment.load(reference)
             trained = {"student", "generator"} & set(above.models) if above else ()
             if not trained:

@@ -61,22 +61,27 @@ def check(run: Experiment) -> None:
         return
     job, mesh = assemble(run.config, outline=True), meshes.make(run.config.mesh)
     meshes.check_divides(run.config.train.batch_size, mesh, "train.batch_size")
-    shipped(job)  # refuses a file that is not the one asked for
     recorded.check(job)
-    if job.parts.adapter is not None:
-        state_shapes(job)  # refuses rules that the teacher's network does not meet
+    method = run.config.method
+    check_length = registry.optional("methods", method.name, "check_length")
+    if check_length is not None:
+        check_length(method.to_dict(), run.config.train.steps)
+    bases = {
+        role: experiment.prerequisite(reference, run.workdir) for role, reference in job.prerequisites.items()
+    }
+    for role, basis in bases.items():
+        settings.check(basis.config)
+        check_images(job, run, basis)
+        check_teacher = registry.optional("methods", method.name, "check_teacher")
+        if check_teacher is not None and role == "teacher":
+            check_teacher(method.to_dict(), basis.config.method.to_dict())
+    state_shapes(job)  # refuses networks, conditions and shipped weights that do not fit each other
     # Several processes would race here; what they meet later is the same refusal.
     if jax.process_count() == 1 and (run.workdir / "config.json").exists():
         checkpoint.Store(run.workdir, run.config.to_dict()).close()  # another run's, or in use
-    for reference in job.prerequisites.values():
-        basis = experiment.prerequisite(reference, run.workdir)
-        settings.check(basis.config)
-        check_images(job, run, basis)
-        check_teacher = registry.optional("methods", run.config.method.name, "check_teacher")
-        if check_teacher is not None:
-            check_teacher(run.config.method.to_dict(), basis.config.method.to_dict())
+    for role, reference in job.prerequisites.items():
         if experiment.folder(reference) is None:  # else it is finished, and perhaps not this user's to write
-            check(basis)
+            check(bases[role])
 
 
 def check_images(job: Job, run: Experiment, basis: Experiment) -> None:
@@ -110,8 +115,9 @@ def fit(run: Experiment) -> bool:
     with checkpoint.Store(
         run.workdir, run.config.to_dict(), keep=train.keep, milestones=train.milestones or None
     ) as store:
-        deltas.keep_base(run, job)
-        first = store.latest() or 0
+        latest = store.latest()
+        deltas.keep_base(run, job, begun=latest is not None)
+        first = latest or 0
         logs = writer.Writer(run.workdir, train.writers, name=run.name, config=run.config.to_dict())
         outcome = loop.train(
             job.method, frozen, batches, initial=initial, seed=run.config.seed, steps=train.steps,

@@ -27,14 +27,21 @@ def base(run: Experiment, job: Job) -> Experiment:
     return experiment.prerequisite(job.prerequisites["teacher"], run.workdir)
 
 
-def keep_base(run: Experiment, job: Job) -> None:
+def keep_base(run: Experiment, job: Job, begun: bool) -> None:
     """Notes the finished weights below a delta when its training begins; without an adapter, nothing.
 
-    Raises: ValueError if it has begun on other weights.
+    Args:
+      begun: whether there are checkpoints of the run.
+    Raises: ValueError if it has begun on other weights, or nothing tells on which.
     """
     path = run.workdir / "base.json"
     if job.parts.adapter is None or path.exists():
         check_base(run, job)
+    elif begun:
+        raise ValueError(
+            f"{run.workdir} has checkpoints of a delta but no base.json, which tells the weights below it; "
+            "restore that file, or train the delta anew in another --workdir."
+        )
     elif jax.process_index() == 0:
         files.write_json(path, {"teacher": checkpoint.product(base(run, job).workdir).fingerprint})
 
@@ -57,8 +64,10 @@ def described(teacher: Params, state: State) -> str:
     """How much a method trains beside its teacher, in a sentence; works on shapes."""
     trained, whole = trees.parameters(state.params), trees.parameters(teacher)
     text = f"trained: {trained:,} parameters, {trained / whole:.1%} of the teacher's {whole:,}"
-    head = trees.parameters(getattr(state, "head", {}))
-    return text + (f"; the discriminator's {head:,} are not among them" if head else "")
+    beside = {"discriminator": "head", "separate fake score": "fake"}
+    counts = {name: trees.parameters(getattr(state, field, {})) for name, field in beside.items()}
+    others = " and ".join(f"the {name}'s {count:,}" for name, count in counts.items() if count)
+    return text + (f"; {others} are not among them" if others else "")
 
 
 def serialise(delta: PyTree, run: Experiment, step: int, fingerprint: str) -> bytes:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from fastdiff_jax import conditioning
 from fastdiff_jax.metrics import features, panels, samples
@@ -37,14 +38,16 @@ def by_samples(run: Experiment, job: Job, weights: Params, frozen: Frozen, mesh:
     panel = panels.build(settings.panel.to_dict(), data, (meshes.whole(mesh), meshes.rows(mesh)))
     student = "teacher" in job.parts.models
     kind = results.TRAINED if student else results.TEACHER  # a teacher's own report compares its samplers
-    plan = [(name, sampler, kind, weights) for name, sampler in job.method.samplers.items()]
+    own = job.method.samplers if student else ordered(job.method.samplers)
+    plan = [(name, sampler, kind, weights) for name, sampler in own.items()]
     for width in settings.get("sigma_rel", ()):
         other = posthoc.reconstructed(run, weights, width)
         plan += [
             (f"sigma_rel {width:g}, {name}", sampler, kind, other)
-            for name, sampler in job.method.samplers.items()
+            for name, sampler in own.items()
         ]
-    plan += [(name, sampler, results.TEACHER, weights) for name, sampler in teacher_samplers(job).items()]
+    others = ordered(teacher_samplers(job))
+    plan += [(name, sampler, results.TEACHER, weights) for name, sampler in others.items()]
     floors = spread([panel.floor(settings.num, seed) for seed in range(3)])
     rows = [results.Row(panel.floor_name, floors, results.REFERENCE)]
     bench = tasked(job, panel)
@@ -69,15 +72,35 @@ def by_samples(run: Experiment, job: Job, weights: Params, frozen: Frozen, mesh:
     progress.say("\n".join(["", *report.table(table), "", f"report: {run.workdir / 'report.md'}"]))
 
 
+def ordered(samplers: Mapping[str, Sampler]) -> dict[str, Sampler]:
+    """Samplers in the natural order of their names."""
+    return {name: samplers[name] for name in sorted(samplers, key=results.natural)}
+
+
 def teacher_samplers(job: Job) -> dict[str, Sampler]:
     """What a student is compared with: its teacher's samplers by name; none if it has no teacher."""
     if "teacher" not in job.parts.models:
         return {}
     requests, parts = job.config.evaluation.teacher_samplers.to_dict(), job.parts
+    check_hidden(job.config, requests)
     hides = conditioning.guided(parts.labels, parts.task)
     return sampling.samplers(
         requests, parts.models["teacher"], parts.schedule, parts.shape, "teacher", hides=hides
     )
+
+
+def check_hidden(config: ConfigDict, requests: Mapping[str, Mapping]) -> None:
+    """Raises ValueError if samplers hide conditions from a teacher that was always told them in training."""
+    scale = lambda request: (request.get("guidance") or {}).get("scale", 1)
+    guided = [name for name, request in requests.items() if scale(request) != 1]
+    if not guided or not config.get("teacher"):
+        return  # data that are the teacher themselves know both answers
+    above = experiment.load(config.teacher).method
+    if not above.get("label_dropout", 0.0):
+        raise ValueError(
+            f"evaluation.teacher_samplers: {guided[0]!r} hides conditions from {config.teacher}, which was "
+            "trained with label_dropout=0; train it with method.label_dropout=0.1, or drop the guidance."
+        )
 
 
 class Bench(NamedTuple):

@@ -1,6 +1,7 @@
 """What an evaluation found, as plain data: the rows of a table, and where they come from."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,11 @@ HEADINGS = {  # of columns that a reader cannot guess; the others are shown by t
     "feature_distance": "feature distance from the original",
     "mmd2_rbf": "MMD² (RBF)",
 }
+
+
+def natural(name: str) -> list:
+    """Sort key by which numbers in names are numbers; a ConfigDict has its keys in the order of letters."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 class Row(NamedTuple):

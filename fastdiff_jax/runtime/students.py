@@ -1,6 +1,5 @@
 """Rows of a study that are trained: each is an experiment of its own, with a cost stated three ways."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -44,17 +43,12 @@ class Cost(NamedTuple):
 def of(study: Experiment) -> list[Student]:
     """A study's students in the table's order. Raises: ValueError for configs that cannot be."""
     found, rows = [], (study.config.study.get("students") or {}).items()
-    for row, given in sorted(rows, key=lambda item: _natural(item[0])):
+    for row, given in sorted(rows, key=lambda item: results.natural(item[0])):
         student = registry.options(settings.Student, given.to_dict(), f"student {row}")
         for reference in student.references():
             run = experiment.changed(reference, student.changes or {}, study.workdir)
             found.append(Student(row, run))
     return found
-
-
-def _natural(name: str) -> list:
-    """Sort key by which numbers in names are numbers; a ConfigDict has its keys in the order of letters."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def check(students: Sequence[Student], basis: Experiment, mesh: Mesh) -> None:

@@ -14,8 +14,8 @@ from fastdiff_jax.solvers import driver, named, sscs
 from fastdiff_jax.types import Cond, Denoiser, Model, Params, PhasePrecond, Sampler, Schedule
 
 UNGUIDED = (
-    "guidance needs a model with labels, or other conditions that training has hidden now and then; this one "
-    "is sampled without."
+    "guidance needs a model with labels, or other conditions, that training has hidden now and then "
+    "(method.label_dropout); this one has none: drop the guidance, or train it so."
 )
 
 

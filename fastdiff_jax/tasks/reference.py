@@ -1,7 +1,7 @@
 """Inpainting towards a reference: besides mask and known pixels the network is told features of an image.
 
-In training that is the image itself, so the features say what the hole held. Of a face's features it is what
-face-swapping models do (arXiv:2406.02347, section 4 has one); nothing here is about faces.
+In training that is the image itself, so the features say what the hole held. Nothing here is about faces: the
+face-swapping of arXiv:2406.02347 has no published code, and how it is conditioned was not checked.
 """
 
 from collections.abc import Mapping

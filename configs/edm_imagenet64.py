@@ -6,7 +6,9 @@ from configs import common
 def get_config(arg="full"):
     """Class-conditional, 295.9M parameters, 2.5 billion images: 13 days on 32 A100. For accelerators.
 
-    Reads data/imagenet-64x64.zip, EDM's own form. bfloat16 where the original has float16, with its loss scale.
+    Reads data/imagenet-64x64.zip, EDM's own form. bfloat16 where the original has float16. A loss scale of
+    100 is the official option, for float16; bfloat16 has the range of float32 and could do without. It is kept,
+    as gradients are not unscaled: so Adam's eps weighs as in the original.
     Where memory is short, --config.method.accumulation splits the batch, --config.mesh.fsdp the weights.
     Published: FID 1.36 at 511 NFE, with churn (repository of arXiv:2206.00364).
     `:fid` measures FID as published, see edm_cifar10.

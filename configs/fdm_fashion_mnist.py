@@ -6,9 +6,9 @@ from configs import common
 def get_config(arg="full"):
     """The network of edm_fashion_mnist with FDM on EDM; `:vp` and `:ve` for other base processes.
 
-    `:16` halves the images, for two CPU cores, and sees 64,000. `,plain` is without FDM, `,scale` and `,warmup`
-    have one part of it. The rate is constant after its ramp, as in fdm_digits. Checkpoints of ten parts stay, of
-    five at 16x16.
+    `:16` halves the images, for two CPU cores, and sees 64,000. `,plain` is without FDM, `,scale` and
+    `,warmup` have one part of it. The rate is constant after its ramp, as in fdm_digits. Checkpoints of ten
+    parts stay, of five at 16x16.
     """
     given = common.words(arg, "16", *common.FDM)
     small = "16" in given

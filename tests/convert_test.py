@@ -327,6 +327,29 @@ def test_the_command_refuses_in_one_line(tmp_path, monkeypatch, capsys, flags, w
     assert words in line and not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("damage, words", [
+    ("cut", "is no npz of recorded outputs: "), ("npy", "is no npz of recorded outputs: File is not a zip"),
+    ("nan", "D is not finite, so it compares with nothing"), ("complex", "D is of the type complex64"),
+])  # fmt: skip
+def test_damaged_outputs_are_refused_in_one_line(tmp_path, capsys, damage, words):
+    path = tmp_path / "outputs.npz"
+    with np.load(GOLDENS / "edm_nets.npz") as golden:
+        found = {key.partition("/")[2]: golden[key] for key in golden.files if key.startswith("pkl_ddpmpp/")}
+    if damage == "nan":
+        found["D"] = np.full_like(found["D"], np.nan)
+    if damage == "complex":
+        found["D"] = found["D"].astype(np.complex64)
+    np.savez(path, **found)
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-200])
+    if damage == "npy":
+        with open(path, "wb") as file:
+            np.save(file, found["D"])
+    assert run(kind="edm", file=SNAPSHOT, out=tmp_path / "out", outputs=path) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line and [*tmp_path.iterdir()] == [path]
+
+
 def test_a_hostile_snapshot_writes_nothing(tmp_path, capsys):
     path = tmp_path / "a.pkl"
     path.write_bytes(snapshots.bombs(tmp_path / "was_here")["inner"][1])

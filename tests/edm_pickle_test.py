@@ -160,15 +160,19 @@ def test_hostile_files_are_refused_in_one_line_with_little_memory(tmp_path):
     for name, words in {
         "outer": "name posix.system", "inner": "name posix.system", "inner_behind": "name posix.system",
         "claim_bytes": "1099511627776 bytes where 0", "claim_memo": "memo slot", "key": "that is a tuple",
-        "pairs": "a key of the type tuple", "deep": "open marks", "many": "more than 500000 opcodes",
+        "pairs": "a mapping that is made with", "deep": "open marks", "many": "more than 500000 opcodes",
         "shared": "held twice or too deep", "overlap": "tensors of many times", "cut_1000": "are left",
-        "state_of_function": "a name in the place of a mapping",
+        "state_of_function": "a name in the place of a mapping", "copied_pairs": "a mapping that is made with",
+        "colliding": "a key that is a whole number of more than 32 bits",
+        "storage_again": "storages and tensors of many times its",
     }.items():  # fmt: skip
         assert words in said[f"{name}.pkl"]
     for name, words in {
         "zip_attack": "name posix.system", "old_attack": "name posix.system", "zip_absolute": "absolute name",
         "zip_drive": "absolute name", "zip_out": "leads out", "zip_back": "leads out", "zip_bomb": "unpack",
-        "zip_many": "more than 20000", "zip_overlap": "overlap", "zip_size": "overlap", "stride": "beyond",
+        "copied_set": "calls with more than 500000", "copied_later": "calls with more than 500000",
+        "colliding_set": "of more than 32 bits", "zip_many": "more than 20000",
+        "zip_overlap": "overlap", "zip_size": "overlap", "stride": "beyond",
     }.items():  # fmt: skip
         assert words in said[f"{name}.pth"]
     for name, words in {

@@ -170,6 +170,8 @@ def test_vectors_are_read_and_refused_for_training(tmp_path):
         (b"{", "is not of the form"),
         (b"[" * 50_000, "is not of the form"),
         (b'{"labels": [' + b'["",' * 15_000, "is not of the form"),
+        (b'{"labels": null, "note": "\\u001b[31m"}', "its note a printable line"),
+        (b'{"labels": null, "note": "' + b"n" * 201 + b'"}', "its note a printable line"),
         (b'{"labels": [["0.png", "cat"]]}', "neither class numbers nor vectors"),
         (b'{"labels": [["0.png", -1]]}', "neither class numbers nor vectors"),
         (b'{"labels": [["0.png", 0.5]]}', "neither class numbers nor vectors"),
@@ -195,6 +197,16 @@ def overlapping(path):
         second = copy.copy(file.filelist[0])
         second.filename = second.orig_filename = "1.png"
         file.filelist.append(second)
+
+
+def again(path):
+    """A thousand entries of some bytes at one place: no more than the list of them takes."""
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("0.png", b"0123456789")
+        for number in range(1, 1000):
+            other = copy.copy(file.filelist[0])
+            other.filename = other.orig_filename = f"{number}.png"
+            file.filelist.append(other)
 
 
 def encrypted(path):
@@ -226,6 +238,9 @@ HOSTILE = {
     "method": (written(GOOD, zipfile.ZIP_LZMA), "neither stored nor deflated, but of method 14"),
     "overlap": (overlapping, "so they overlap"),
     "encrypted": (encrypted, "is encrypted"),
+    "again": (again, "so they overlap"),
+    "escape": (written(GOOD | {"\x1b[31m.png": GOOD["0.png"]}), r"'\\x1b\[31m.png' has control characters"),
+    "empty image": (written(GOOD | {"1.png": b""}), "its image '1.png' is empty"),
     "twice": (twice, "two of its entries have one name"),
     "no zip": (lambda path: path.write_bytes(b"PK\x03\x04" + bytes(1000)), "damaged or no zip"),
     "empty": (lambda path: path.write_bytes(b""), "damaged or no zip"),
@@ -468,6 +483,64 @@ def test_binary_cifar(tmp_path):
     images, labels = zip(*source.images(), strict=True)
     np.testing.assert_array_equal(np.stack(images).transpose(0, 3, 1, 2).reshape(10, -1), rows[:, 1:])
     assert list(labels) == rows[:, 0].tolist()
+
+
+@pytest.mark.parametrize("sparse", ["GNU", "PAX", "size"])
+def test_sparse_members_of_a_tar_are_refused(tmp_path, sparse):
+    """A member of a few bytes in the file that claims 1.2 GB."""
+    info = tarfile.TarInfo("data_batch_1.bin")
+    claimed, form = 1_200_000_000, tarfile.GNU_FORMAT
+    if sparse == "PAX":
+        form = tarfile.PAX_FORMAT
+        info.pax_headers = {"GNU.sparse.size": str(claimed), "GNU.sparse.map": f"0,0,{claimed},0"}
+    header = bytearray(info.tobuf(form))
+    if sparse == "GNU":
+        header[156:157] = tarfile.GNUTYPE_SPARSE
+        header[386:410] = b"%011o\0%011o\0" % (claimed, 0)
+        header[483:495] = b"%011o\0" % claimed
+    if sparse == "size":
+        header[124:136] = b"%011o\0" % claimed
+    if sparse != "PAX":
+        header[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(header))[0]
+    path = tmp_path / "cifar-10-binary.tar.gz"
+    path.write_bytes(gzip.compress(bytes(header) + bytes(1024)))
+    with pytest.raises(ValueError, match="data_batch_1.bin is no plain file, or too large; fetch it again"):
+        raw_images.source(str(path))
+
+
+def test_a_folder_gives_its_own_files_only(tmp_path):
+    """A pipe would be waited for, a link leads out."""
+    folder(tmp_path / "f", {"0.png": png(PIXELS[0])})
+    folder(tmp_path / "secret", {"x.png": png(PIXELS[1])})
+    os.mkfifo(tmp_path / "f" / "1.png")
+    (tmp_path / "f" / "2.png").symlink_to(tmp_path / "secret" / "x.png")
+    (tmp_path / "f" / "more").symlink_to(tmp_path / "secret")
+    assert edm_zip.Images(tmp_path / "f").names == ["0.png"]
+    assert raw_images.source(str(tmp_path / "f")).count == 1
+    with pytest.raises(ValueError, match="1.png is neither a file nor a folder"):
+        archive.opened(tmp_path / "f" / "1.png")
+    (tmp_path / "f" / "0.png").unlink()
+    with pytest.raises(ValueError, match="has no images; .* links are not read"):
+        edm_zip.Images(tmp_path / "f")
+    folder(tmp_path / "f", {"a\x1b[31m.png": png(PIXELS[0])})
+    with pytest.raises(ValueError, match=r"the name a\\x1b\[31m.png has control characters"):
+        edm_zip.Images(tmp_path / "f")
+
+
+def test_names_are_shown_without_what_a_terminal_obeys(tmp_path):
+    path = archived(tmp_path / "x.zip", {"\x9b31m.png": b"nothing"})
+    with pytest.raises(ValueError, match=r"x.zip: \\x9b31m.png is no PNG image"):
+        edm_zip.build(declared(path, labels=0))
+    with pytest.raises(ValueError, match=r"x.zip: \\x9b31m.png is no PNG image"):
+        list(raw_images.source(str(path)).images())
+
+
+def test_a_source_without_images_leaves_nothing(tmp_path):
+    source = raw_images.Source(0, lambda: iter(()))
+    for name in ("x.zip", "x"):
+        with pytest.raises(ValueError, match="has no images, so there is no set to write"):
+            dataset_zip.write(source, tmp_path / name)
+    assert not list(tmp_path.iterdir())
 
 
 def test_mnist_files(tmp_path):

@@ -12,6 +12,7 @@ import safetensors.numpy
 from fastdiff_jax import registry
 from fastdiff_jax.interop import inception
 from fastdiff_jax.metrics import features, resizing
+from replays import metrics_inception
 from weight_rule import state
 
 SHAPES = inception.shapes()
@@ -34,6 +35,13 @@ def test_has_the_published_numbers():
     assert SHAPES["fc.weight"] == (1008, 2048)
     assert SHAPES["Mixed_6c.branch7x7dbl_5.conv.weight"] == (192, 160, 1, 7)
     assert SHAPES["Mixed_7c.branch3x3dbl_3b.bn.running_var"] == (384,)
+
+
+def test_the_replay_knows_every_layer_of_the_trunk():
+    assert metrics_inception.trunk_shape("features.0.weight") == (64, 3, 3, 3)
+    assert metrics_inception.trunk_shape("features.17.weight") == (512, 256, 3, 3)
+    assert metrics_inception.trunk_shape("features.28.bias") == (512,)
+    assert metrics_inception.trunk_shape("lin2.model.1.weight") == (1, 256, 1, 1)
 
 
 def test_kernels_turn_and_counters_are_left_out():

@@ -265,6 +265,10 @@ def test_metrics_that_stream_are_those_of_the_whole():
     scores = inception_score.by_split(logits, 7)
     found = streamed(inception_score.metric(50, 7), parts)
     np.testing.assert_allclose([found["is"], found["is_std"]], [scores.mean(), scores.std()], rtol=1e-12)
+    some = np.sort(np.random.RandomState(0).permutation(60)[:20])
+    capped = precision_recall.metric(normal(3, 60, 4), precision_recall.Settings(most=20))
+    expected = precision_recall.precision_recall(normal(3, 60, 4)[some], normal(4, 30, 4), k=3)
+    assert capped.compute([np.float32(normal(4, 30, 4))]) == pytest.approx(expected)
     settings = precision_recall.Settings(k=5, strict=True)
     whole = precision_recall.precision_recall(real, fake, k=5, strict=True)
     assert streamed(precision_recall.metric(real, settings), parts) == whole

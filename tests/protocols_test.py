@@ -1,7 +1,9 @@
 """What a card records of a measurement, EDM's seeds by image, reference files, and refused comparisons."""
 
 import copy
+import io
 import json
+import zipfile
 from types import SimpleNamespace
 
 import jax
@@ -121,6 +123,11 @@ def test_statistics_come_back_from_the_npz_that_others_read(tmp_path):
         (dict(mu=np.zeros(2), sigma=np.zeros((3, 3))), r"mu \(2,\) and sigma \(3, 3\)"),
         (dict(mu=np.zeros(2), sigma=np.full((2, 2), np.nan)), "not finite"),
         (dict(mu=np.zeros(2), sigma=np.array([[1.0, 2.0], [0.0, 1.0]])), "not symmetric"),
+        (dict(mu=np.zeros(2) + 1j, sigma=np.eye(2)), "mu is of the type complex128"),
+        (dict(mu=np.zeros(2), sigma=-np.eye(2)), "negative variances"),
+        (dict(mu=np.zeros(2), sigma=np.eye(2), about=np.array('{"features": 3}')), "of another form"),
+        (dict(mu=np.zeros(2), sigma=np.eye(2), about=np.array("[" * 60_000)), "no npz with mu and sigma"),
+        (dict(mu=np.zeros(2), sigma=np.eye(2), about=np.array("1" * 70_000)), "about claims 280,000 bytes"),
         (dict(mu=np.array([object()]), sigma=np.zeros((1, 1))), "no npz with mu and sigma"),
     ],
 )
@@ -129,6 +136,49 @@ def test_other_statistics_are_refused(content, words, tmp_path):
         np.savez(tmp_path / "r.npz", **content)
     with pytest.raises(ValueError, match=words):
         references.read(tmp_path / "r.npz")
+
+
+def archived(entries, compression=zipfile.ZIP_DEFLATED):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as file:
+        for name, content in entries.items():
+            file.writestr(name, content)
+    return buffer.getvalue()
+
+
+def npy(shape, numbers=b"", dtype="<f8"):
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return buffer.getvalue() + numbers
+
+
+@pytest.mark.parametrize("entries, words", [
+    ({"mu.npy": npy((1 << 40,))}, "mu claims 8,796,093,022,208 bytes, where 0 are there"),
+    ({"mu.npy": npy((2,), bytes(16)), "sigma.npy": npy((1 << 20, 1 << 20))}, "sigma claims"),
+    ({"mu.npy": npy((1 << 21,), bytes(1 << 24))}, "would unpack from"),
+    ({"mu.npy": b"\x93NUMPY\x01\x00\xff\x0f" + b"(" * 4095}, "no npz with mu and sigma"),
+    ({"mu.npy": b"\x93NUMPY\x09\x00"}, "no npz with mu and sigma"),
+])  # fmt: skip
+def test_what_statistics_claim_is_refused_before_room_is_made(tmp_path, entries, words):
+    (tmp_path / "r.npz").write_bytes(archived(entries))
+    with pytest.raises(ValueError, match=words) as caught:
+        references.read(tmp_path / "r.npz")
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_statistics_are_refused_in_one_line(tmp_path):
+    """Of every stretch that is overwritten, and of every length; deflate's own errors among them."""
+    numbers = np.random.default_rng(0).standard_normal((9, 9))
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, mu=numbers[0], sigma=numbers @ numbers.T)
+    content = buffer.getvalue()
+    for start in range(0, len(content), 8):
+        for damaged in (content[:start], content[:start] + b"\xff" * 8 + content[start + 8 :]):
+            (tmp_path / "r.npz").write_bytes(damaged)
+            try:
+                references.read(tmp_path / "r.npz")
+            except ValueError as error:
+                assert str(error).startswith("reference statistics r.npz") and "\n" not in str(error)
 
 
 def test_a_panel_measures_to_a_file(tmp_path):
@@ -209,6 +259,79 @@ def test_equal_protocols_share_a_table():
 def test_mixed_protocols_are_refused_in_one_line(change, words):
     with pytest.raises(ValueError, match=f"ours and published:.* do not compare, they differ in .*{words}"):
         compare.table([card(**change), PUBLISHED])
+
+
+def test_reference_files_of_others_are_known_by_their_content():
+    """Nothing in them says what they are of."""
+    file = lambda sha, **more: {"file": "stats.npz", "sha256": sha * 64, **more}
+    one, other = card(reference__fid=file("a")), card(reference__fid=file("b"))
+    with pytest.raises(ValueError, match=r"differ in fid: reference file \(aaaaaaaa.* against bbbb"):
+        compare.table([one, other])
+    assert "reference by the user's word, column fid is against the file stats.npz (sha256 aaaaaaaaaaaa)" in (
+        compare.table([one, PUBLISHED])[-1]
+    )
+    origin = PUBLISHED["protocol"]["data"]
+    ours, again = (card(reference__fid=file(sha, data=origin)) for sha in "ab")  # of the same data
+    assert compare.table([ours, again])[-1].startswith("| ours")
+
+
+def test_a_part_of_the_training_set_is_no_published_reference():
+    capped = card(reference__fid={"data": PUBLISHED["protocol"]["data"], "count": 10_000})
+    with pytest.raises(ValueError, match=r"fid: reference count \(10000 against 50000\)"):
+        compare.table([capped, PUBLISHED])
+
+
+def test_further_measures_compare_by_their_settings():
+    def measured(subsets):
+        made = card(measures={"kid": {"name": "kid", "features": "fid", "subsets": subsets}})
+        made["results"][0]["values"]["kid"] = {"mean": 0.25, "std": 0.0}
+        return made
+
+    lines = compare.table([measured(100), measured(100)])
+    assert lines[0].endswith("| kid |") and lines[2].endswith("| 0.250 |")
+    lines = compare.table([measured(100), measured(50)])
+    assert "kid |" not in lines[0] and lines[-1] == "kid is left out: the cards have it by different settings."
+    assert "kid" not in " ".join(compare.table([measured(100), PUBLISHED]))
+
+
+PARTS = (  # that no card is without, and that are no numbers
+    "title", "results.0.name", "results.0.values", "results.0.values.fid", "protocol.sampling",
+    "protocol.seeds", "protocol.data", "protocol.features", "protocol.features.fid", "protocol.reference",
+    "protocol.reference.fid",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("cut, instead", [
+    *((part, None) for part in PARTS if not part.endswith(("values.fid", "features.fid"))),
+    *((part, 3) for part in PARTS),
+    *((part, None) for part in ("results.0.nfe", "results.0.values.fid.mean", "protocol.samples")),
+    ("protocol.data.name", 3), ("protocol.reference.fid.data", 3), ("protocol.measures", [1]), ("results", 3),
+])  # fmt: skip
+def test_half_a_card_is_refused_in_one_line(tmp_path, capsys, cut, instead):
+    made = json.loads(json.dumps(card()))
+    node, (*path, last) = made, cut.split(".")
+    for part in path:
+        node = node[int(part) if part.isdigit() else part]
+    if instead is None:
+        del node[last]
+    else:
+        node[last] = instead
+    files.write_json(tmp_path / "card.json", made)
+    assert compare.main(["compare.py", "--cards", f"{tmp_path},published:edm-cifar10-uncond"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is damaged or of an older version; measure it again with --mode eval." in line
+
+
+def test_a_panel_says_how_it_measured(tmp_path):
+    asked = {"kid": dict(name="kid", size=50), "pr": dict(name="precision_recall")}
+    asked = {name: dict(one, features="px") for name, one in asked.items()}
+    panel = panels.build(PIXELS | {"measures": asked, "manifold": "px"}, DIGITS)
+    found = json.loads(json.dumps(protocols.described(evaluation(seeds=(0,)), DIGITS, panel)))["measures"]
+    assert found["kid"] == {"name": "kid", "features": "px", "subsets": 100, "size": 50, "seed": 2020}
+    expected = {"name": "precision_recall", "features": "px", "k": 3, "strict": False, "most": 0}
+    assert found["pr_recall"] == found["coverage"] == expected
+    row = panel.measure(DIGITS.reference["image"][:60], DIGITS.reference["label"][:60])
+    assert set(found) <= set(row)
 
 
 def test_the_command_reads_cards_workdirs_and_published_names(tmp_path, capsys):

@@ -307,6 +307,9 @@ def bombs(canary):
         "claim_array": (".pkl", b"\x96" + struct.pack("<Q", 1 << 40)),
         "key": (".pkl", b"\x80\x04}" + _doubled(60) + b"K\x01s."),  # whose hash takes for ever
         "pairs": (".pkl", b"\x80\x04ccollections\nOrderedDict\n(" + _doubled(60) + b"K\x01\x86\x85tR."),
+        "copied_pairs": (".pkl", _copied(b"collections\nOrderedDict", b"M%b\x88\x86")),
+        "colliding": (".pkl", b"\x80\x04}(" + b"".join(map(_multiple, range(1, 30_001))) + b"u."),
+        "storage_again": (".pkl", _again(60_000)),
         "nested": (".pkl", b"\x80\x04}\x8c\x03ema" + _doubled(99) + b"s."),
         "nested_argument": (".pkl", _with_nested(canary)),
         "deep": (".pkl", b"\x80\x04" + b"(" * 100_000 + b"t" * 100_000 + b"."),
@@ -328,6 +331,9 @@ def bombs(canary):
     found |= {
         "zip_attack": (".pth", _zip({"net/data.pkl": attack})),
         "old_attack": (".pth", b"".join(_head()) + attack),
+        "copied_set": (".pth", _zip({"net/data.pkl": _copied(b"builtins\nset", b"M%b")})),
+        "copied_later": (".pth", _zip({"net/data.pkl": _copied(b"builtins\nset", b"M%b", later=True)})),
+        "colliding_set": (".pth", _zip({"net/data.pkl": _colliding_set(30_000)})),
         "old_claim": (".pth", legacy(first, [first])[: -first.numbers.nbytes - 8] + b"\xff" * 8),
         "stride": (".pth", archive({"a": view(first, WEIGHT, shape=(10**6,) * 2, strides=(0, 0))}, storages)),
         "zip_absolute": (".pth", _zip({"/net/data.pkl": b"", "net/data.pkl": b"N."})),
@@ -371,6 +377,32 @@ def _head():
 def _doubled(depth):
     """A tuple of a tuple twice, and so on: short to write, endless to walk."""
     return b")\x94" + b"".join(b"h" + bytes([i]) + b"\x86\x94" for i in range(depth))
+
+
+def _copied(name, entry, later=False, entries=30_000, calls=5_000):
+    """Calls of a name on one list, whose entries are two bytes each; the list may grow within its tuple."""
+    filled = b"(" + b"".join(entry % struct.pack("<H", i) for i in range(entries)) + b"e"
+    listed = b"]\x94\x85\x94h\x00" + filled if later else b"]\x94" + filled + b"\x85\x94"
+    return b"\x80\x04](" + listed + b"".join([b"c" + name + b"\nh\x01R"] * calls) + b"e."
+
+
+def _multiple(index):
+    """A key of the hash zero, and a value."""
+    number = (index * (2**61 - 1)).to_bytes(12, "little")
+    return b"\x8a\x0c" + number + b"N"
+
+
+def _colliding_set(count):
+    numbers = b"".join(_multiple(index)[:-1] for index in range(1, count + 1))
+    return b"\x80\x02cbuiltins\nset\n](" + numbers + b"e\x85R."
+
+
+def _again(count):
+    """One storage, which is read again and again."""
+    storage = Storage("1", np.ones(1, np.float32))
+    content = legacy(storage, [storage])
+    head = b"\x80\x04](ctorch.storage\n_load_from_bytes\n\x94B" + struct.pack("<I", len(content)) + content
+    return head + b"\x85\x94" + b"h\x00h\x01R" * count + b"e."
 
 
 def _with_nested(canary):

@@ -63,6 +63,16 @@ def test_storages_that_are_not_there_are_refused(tmp_path, change, words):
         torch_state.read(written(tmp_path, content))
 
 
+@pytest.mark.parametrize("kind", ["BF16", "F8_NEW"])
+def test_types_that_numpy_has_not_are_named(tmp_path, monkeypatch, kind):
+    def load(content):
+        raise KeyError(kind)  # what safetensors does
+
+    monkeypatch.setattr(torch_state.safetensors.numpy, "load", load)
+    with pytest.raises(ValueError, match=f"net.safetensors holds numbers of type {kind}; save float32"):
+        torch_state.read(written(tmp_path, b"", "net.safetensors"))
+
+
 def test_one_key_is_one_storage(tmp_path):
     _, storages = snapshots.state()
     other = storages[0]._replace(numbers=np.ones(3, np.float32))

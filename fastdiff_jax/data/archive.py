@@ -8,6 +8,7 @@ import contextlib
 import io
 import os
 import re
+import stat
 import struct
 import zipfile
 import zlib
@@ -23,6 +24,7 @@ MOST_PIXELS = 1 << 26  # of one image, 8192 x 8192
 MOST_RATIO = 100  # bytes for one compressed byte; text compresses about tenfold
 SLACK = 1 << 16  # bytes that any entry may take, however small in the file
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
+HEADERS = 30 + 46  # bytes ahead of an entry and in the list of entries, besides its name in both
 ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:")
 PLAIN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 END, END64, LOCATOR = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
@@ -31,6 +33,11 @@ END, END64, LOCATOR = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 def is_image(name: str) -> bool:
     """Whether a file's name ends as that of an image."""
     return PurePosixPath(name).suffix.lower() in FORMATS
+
+
+def shown(name: str) -> str:
+    """A file's name as part of a message: without characters that a terminal obeys."""
+    return ascii(name)[1:-1]
 
 
 class Zip:
@@ -55,7 +62,9 @@ class Zip:
         with self._damage(name):
             info = self.file.getinfo(name)
             if info.file_size > most:
-                raise ValueError(f"{self.path}: {name} has {info.file_size:,} bytes; {most:,} is the most.")
+                raise ValueError(
+                    f"{self.path}: {shown(name)} has {info.file_size:,} bytes; {most:,} is the most."
+                )
             return self.file.read(info)
 
     @contextlib.contextmanager
@@ -65,7 +74,7 @@ class Zip:
         except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, KeyError, UnicodeError,
                 struct.error, zlib.error, OSError, OverflowError) as error:  # fmt: skip
             # The last two are of places outside the file, which a list of entries may name.
-            what = f"{self.path}: {name}" if name else str(self.path)
+            what = f"{self.path}: {shown(name)}" if name else str(self.path)
             raise ValueError(f"{what} is damaged or no zip ({_line(error)}); make or fetch it again.") from None
 
     def __getstate__(self):
@@ -76,7 +85,10 @@ class Zip:
 
 
 class Folder:
-    """The files below a folder, by their paths within it."""
+    """The files below a folder, by their paths within it; links and what is no file are left out.
+
+    Raises: ValueError if a name has control characters.
+    """
 
     def __init__(self, path: Path):
         self.path = Path(path)
@@ -84,14 +96,20 @@ class Folder:
             (Path(base) / name).relative_to(self.path).as_posix()
             for base, _, names in os.walk(self.path)
             for name in names
+            if stat.S_ISREG(os.lstat(Path(base) / name).st_mode)  # a pipe would be waited for without end
         ]
+        for name in self.names:
+            if _controls(name):
+                raise ValueError(
+                    f"{self.path}: the name {shown(name)} has control characters; rename the file."
+                )
 
     def read(self, name: str, most: int = MOST_BYTES) -> bytes:
         """The bytes of a file. Raises: ValueError if it is longer than `most`."""
         with open(self.path / name, "rb") as file:
             content = file.read(most + 1)
         if len(content) > most:
-            raise ValueError(f"{self.path / name} has more than the {most:,} bytes that are read.")
+            raise ValueError(f"{self.path}: {shown(name)} has more than the {most:,} bytes that are read.")
         return content
 
 
@@ -100,6 +118,8 @@ def opened(path: Path) -> Zip | Folder:
     path = Path(path)
     if not path.exists():
         raise ValueError(f"there is no zip or folder {path}; give another path, or make it.")
+    if not path.is_dir() and not path.is_file():
+        raise ValueError(f"{path} is neither a file nor a folder; give another path.")
     return Folder(path) if path.is_dir() else Zip(path)
 
 
@@ -130,21 +150,31 @@ def _line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def _controls(name: str) -> bool:
+    return any(ord(character) < 32 for character in name)
+
+
 def _problem(infos: list[zipfile.ZipInfo], size: int) -> str | None:
     """What speaks against the entries of a zip file of `size` bytes, or None."""
     for info in infos:
         name, ratio = info.filename, MOST_RATIO * info.compress_size
         if ABSOLUTE.match(name) or ".." in name.replace("\\", "/").split("/"):
-            return f"its entry {name!r} points out of it"
+            return f"its entry '{shown(name)}' points out of it"
+        if _controls(name):
+            return f"the name of its entry '{shown(name)}' has control characters"
         if name != info.orig_filename:
-            return f"its entry {info.orig_filename!r} is named for something else"
+            return f"its entry '{shown(info.orig_filename)}' is named for something else"
         if info.flag_bits & 1:
-            return f"its entry {name!r} is encrypted"
+            return f"its entry '{shown(name)}' is encrypted"
         if info.compress_type not in PLAIN:
-            return f"its entry {name!r} is neither stored nor deflated, but of method {info.compress_type}"
+            return (
+                f"its entry '{shown(name)}' is neither stored nor deflated, but of method {info.compress_type}"
+            )
         if info.file_size > ratio + SLACK:
-            return f"its entry {name!r} claims {info.file_size:,} bytes out of {info.compress_size:,}"
-    if sum(info.compress_size for info in infos) > size:
+            return f"its entry '{shown(name)}' claims {info.file_size:,} bytes out of {info.compress_size:,}"
+        if is_image(name) and not info.file_size:
+            return f"its image '{shown(name)}' is empty"
+    if sum(info.compress_size + HEADERS + 2 * len(info.orig_filename) for info in infos) > size:
         return "its entries claim more bytes than the file has, so they overlap"
     others = sum(not is_image(info.filename) for info in infos)
     if others > MOST_OTHERS:

@@ -22,6 +22,7 @@ from fastdiff_jax.types import Data
 LABELS = "dataset.json"
 LABEL_BYTES = 1 << 15  # of the labels' text, for one image
 MOST_LABEL_BYTES = 1 << 27  # in all; ImageNet's have 45 million
+MOST_NOTE = 200  # characters; reports and cards repeat it
 PROBES = 256  # images that go into the fingerprint
 
 
@@ -54,7 +55,7 @@ class Images:
         self.names = sorted(name for name in self.files.names if archive.is_image(name))
         if not self.names:
             raise ValueError(
-                f"{path} has no images; names must end in {', '.join(archive.FORMATS)}."
+                f"{path} has no images; names must end in {', '.join(archive.FORMATS)}, links are not read."
             )
         order = np.arange(len(self.names))
         if max_size and max_size < len(order):
@@ -74,7 +75,7 @@ class Images:
         Raises: ValueError naming the file, if it is damaged, no image or of another kind.
         """
         number, where = int(self.order[index]), str(self.files.path)
-        name = f"{where}: {self.names[number]}"
+        name = f"{where}: {archive.shown(self.names[number])}"
         found = archive.image(self.files.read(self.names[number]), name)
         if found.mode not in ("L", "RGB"):
             raise ValueError(f"{name} is {found.mode}, neither gray nor RGB; convert it by launch/dataset.py.")
@@ -108,7 +109,9 @@ class Images:
             return None
         without = [name for name in self.names if name not in by_name]
         if without:
-            raise ValueError(f"{where} has no label for {without[0]}; label every image, or none.")
+            raise ValueError(
+                f"{where} has no label for {archive.shown(without[0])}; label every image, or none."
+            )
         return numbers([by_name[name] for name in self.names], where)
 
     @property
@@ -171,13 +174,15 @@ def described(content: bytes, where: str) -> tuple[dict[str, int | list] | None,
             raise ValueError
         document = json.loads(content)
         entries, note = document["labels"], document.get("note", "")
-        if not isinstance(note, str):
+        if not isinstance(note, str) or len(note) > MOST_NOTE or not note.isprintable():
             raise ValueError
         if entries is None:
             return None, note
         return {name.replace("\\", "/"): label for name, label in entries}, note
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ValueError(f'{where} is not of the form {{"labels": [[name, label], ...]}} or null.') from None
+        raise ValueError(
+            f'{where} is not of the form {{"labels": [[name, label], ...]}} or null, its note a printable line.'
+        ) from None
 
 
 def numbers(labels: Sequence, where: str) -> np.ndarray:

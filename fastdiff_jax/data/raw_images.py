@@ -80,7 +80,9 @@ def from_files(path: Path) -> Source:
     found = archive.opened(path)
     names = sorted(name for name in found.names if archive.is_image(name))
     if not names:
-        raise ValueError(f"{path} has no images; names must end in {', '.join(archive.FORMATS)}.")
+        raise ValueError(
+            f"{path} has no images; names must end in {', '.join(archive.FORMATS)}, links are not read."
+        )
     by_name, note = {}, ""
     if edm_zip.LABELS in found.names:
         content = found.read(edm_zip.LABELS, edm_zip.label_bytes(len(names)))
@@ -94,7 +96,7 @@ def from_files(path: Path) -> Source:
 
     def images():
         for name in names:
-            yield opaque(found.read(name), f"{path}: {name}"), by_name.get(name)
+            yield opaque(found.read(name), f"{path}: {archive.shown(name)}"), by_name.get(name)
 
     return Source(len(names), images, note)
 
@@ -119,7 +121,12 @@ def from_cifar(path: Path) -> Source:
         with tarfile.open(fileobj=io.BytesIO(unpacked(path))) as tar:
             for member in tar:
                 match = re.search(r"(?:^|/)data_batch_([1-5])\.bin$", member.name)
-                if match and member.isfile():
+                if match:
+                    # A sparse member claims bytes that are nowhere in the file.
+                    if not member.isreg() or member.issparse() or member.size > MOST_UNPACKED:
+                        raise ValueError(
+                            f"{path}: data_batch_{match[1]}.bin is no plain file, or too large; fetch it again."
+                        )
                     batches[match[1]] = np.frombuffer(tar.extractfile(member).read(), np.uint8)
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"{path} is damaged or no tar ({error}); fetch it again.") from None

@@ -21,6 +21,7 @@ from fastdiff_jax.interop.torch_state import STORAGES, Budget, Module, Storage
 
 KEYS = ("ema", "G_ema", "model", "net", "G")  # of networks, most wanted first
 STORAGE = pickles.Limits(opcodes=200, depth=8, text=1000, tuple=8)  # of the pickles inside a storage
+PICKLES = 1 << 10  # what reading those of a storage costs, as so many of its bytes
 SFD = "models.networks_edm"  # SFD's module, and its classes
 SFD_CLASSES = (
     "EDMPrecond", "SongUNet", "DhariwalUNet", "UNetBlock", "Linear", "Conv2d", "GroupNorm",
@@ -91,16 +92,6 @@ def record(meta) -> Record:
     return Record(name, state)
 
 
-def storage(content) -> Loaded:
-    """What torch.storage._load_from_bytes is called with."""
-    if not isinstance(content, bytes):
-        raise pickle.UnpicklingError("a storage that is no bytes")
-    found, arrays = torch_state.sequence(content, STORAGES, STORAGE)
-    if not isinstance(found, Storage):
-        raise pickle.UnpicklingError("something else than a storage")
-    return Loaded(found, arrays[found.key])
-
-
 def dtype(code, *flags) -> Dtype:
     """What numpy.dtype is called with."""
     del flags
@@ -118,6 +109,15 @@ def scalar(kind, content) -> float | int | bool:
 
 def vocabulary(budget: Budget) -> pickles.Vocabulary:
     """The names of a snapshot. A new one is added by hand, once it is known to be harmless; never a pattern."""
+
+    def storage(content):
+        if not isinstance(content, bytes):
+            raise pickle.UnpicklingError("a storage that is no bytes")
+        budget.spend(len(content) + PICKLES)  # one may be asked for again and again
+        found, arrays = torch_state.sequence(content, STORAGES, STORAGE)
+        if not isinstance(found, Storage):
+            raise pickle.UnpicklingError("something else than a storage")
+        return Loaded(found, arrays[found.key])
 
     def tensor(held, *place):
         if not isinstance(held, Loaded):

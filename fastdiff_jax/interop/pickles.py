@@ -2,7 +2,8 @@
 
 `scan` walks the opcodes with a stack of kinds instead of values. It refuses what no saved network needs: other
 opcodes, names that are not in the vocabulary, calls of anything but these, lengths beyond the file, memo slots
-beyond the opcodes so far, keys that are no plain values (the hash of nested tuples can take for ever), deep
+beyond the opcodes so far, keys that are no plain values (the hash of nested tuples can take for ever) or whole
+numbers beyond 32 bits (whose hashes can be made to collide), calls that copy one list again and again, deep
 nesting. Only then does `load` run the pickle, with an unpickler that knows the same names.
 """
 
@@ -35,7 +36,7 @@ Vocabulary = Mapping[tuple[str, str], Name]  # by module and name
 class Limits(NamedTuple):
     """How much a pickle may ask for; a released network takes 60 thousand opcodes and 20 levels."""
 
-    opcodes: int = 500_000  # one byte can make an object of 200
+    opcodes: int = 500_000  # one byte can make an object of 200; entries that calls are handed, as many
     depth: int = 100  # of containers in each other
     text: int = 1 << 22  # bytes of one text; some files hold their source
     tuple: int = 10_000  # entries of one
@@ -95,19 +96,18 @@ def shown(text: Any, limit: int = 80) -> str:
 
 
 def check_key(key: Any) -> None:
-    """Raises UnpicklingError for a key of a dict or a set that is no plain value."""
+    """Raises UnpicklingError for a key of a dict or a set that is no plain value, or a long whole number."""
     if type(key) not in PLAIN:
         raise pickle.UnpicklingError(f"a key of the type {type(key).__name__}")
+    if type(key) is int and key.bit_length() > 32:
+        raise pickle.UnpicklingError("a key that is a whole number of more than 32 bits")
 
 
 class Mapped(dict):
     """A dict of another library: ordered, or with attributes. What was saved beside it is dropped."""
 
-    def __init__(self, pairs=()):
+    def __init__(self):  # entries come one by one, as they cost: a list of pairs could be handed over again
         super().__init__()
-        for key, value in pairs:
-            check_key(key)
-            self[key] = value
 
     def __setstate__(self, state):
         del state
@@ -137,16 +137,19 @@ def scan(
 
 
 class _Item:
-    """What is on the stack: its kind, how deep it nests, and of texts and names what they are."""
+    """What is on the stack: its kind, how deep it nests, and what it is.
 
-    __slots__ = ("depth", "kind", "value")
+    `value`: of texts and names these, of tuples the items in them. `size`: entries of a container; it grows.
+    """
 
-    def __init__(self, kind, depth=0, value=None):
-        self.kind, self.depth, self.value = kind, depth, value
+    __slots__ = ("depth", "kind", "size", "value")
+
+    def __init__(self, kind, depth=0, value=None, size=0):
+        self.kind, self.depth, self.value, self.size = kind, depth, value, size
 
 
-# Kinds of items: text, plain, bytes, tuple, list, dict, set, name, and what calls of names make. Opcodes by
-# what they do, with the bytes that follow: a value, or how long it is.
+# Kinds of items: text, plain, long, bytes, tuple, list, dict, set, name, and what calls of names make. Opcodes
+# by what they do, with the bytes that follow: a value, or how long it is.
 _CONSTANTS = {"NONE": 0, "NEWTRUE": 0, "NEWFALSE": 0, "BININT1": 1, "BININT2": 2, "BININT": 4, "BINFLOAT": 8}
 _TEXTS = {"SHORT_BINUNICODE": 1, "BINUNICODE": 4, "BINUNICODE8": 8}
 _BYTES = {"SHORT_BINBYTES": 1, "BINBYTES": 4, "BINBYTES8": 8}
@@ -158,7 +161,7 @@ _OPCODES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
 class _Scan:
     def __init__(self, content, names, persistent, start, limits):
         self.content, self.names, self.persistent, self.limits = content, names, persistent, limits
-        self.place, self.count = start, 0
+        self.place, self.count, self.handed = start, 0, 0
         self.stack, self.marks, self.memo = [], [], {}
 
     def run(self):
@@ -190,7 +193,7 @@ class _Scan:
             if size > 16:
                 raise self.refused(f"a whole number of {size} bytes")
             self.skip(size)
-            self.push("plain")
+            self.push("long")
         elif name in _TEXTS:
             size = self.number(_TEXTS[name])
             text = self.skip(size)
@@ -228,7 +231,7 @@ class _Scan:
             if len(self.marks) > self.limits.depth:
                 raise self.refused(f"more than {self.limits.depth} open marks")
         elif name in _EMPTY:
-            self.push(_EMPTY[name], value=0)
+            self.push(_EMPTY[name], value=())
         elif name in _TUPLES:
             self.tuple(self.pop(_TUPLES[name]))
         elif name == "TUPLE":
@@ -245,7 +248,7 @@ class _Scan:
         elif name == "ADDITEMS":
             items = self.pop_mark()
             self.keys(items)
-            self.top("set")
+            self.top("set").size += len(items)
         elif name == "STACK_GLOBAL":
             module, attribute = self.pop(2, "text")
             self.push("name", value=named(self.names, module.value, attribute.value))
@@ -257,6 +260,12 @@ class _Scan:
             (called,) = self.pop(1, "name")
             if name == "NEWOBJ" and (arguments.value or called.value.makes == "sealed"):
                 raise self.refused("a new object of something else than a container")
+            if called.value.makes == "mapping" and arguments.value:
+                raise self.refused("a mapping that is made with arguments")
+            # At the call, as a list may have grown in its tuple; once for each, as each may copy it.
+            self.handed += arguments.size + sum(item.size for item in arguments.value)
+            if self.handed > self.limits.opcodes:
+                raise self.refused(f"calls with more than {self.limits.opcodes} entries in their arguments")
             self.push(called.value.makes, self.deeper([arguments]))
         elif name == "BUILD":
             self.pop(1, "dict", "mapping", "tuple")
@@ -265,16 +274,17 @@ class _Scan:
             return False
         return True
 
-    def push(self, kind, depth=0, value=None):
-        self.stack.append(_Item(kind, depth, value))
+    def push(self, kind, depth=0, value=None, size=0):
+        self.stack.append(_Item(kind, depth, value, size))
 
     def tuple(self, items):
         if len(items) > self.limits.tuple:
             raise self.refused(f"a tuple of {len(items)}")
-        self.push("tuple", self.deeper(items), len(items))
+        self.push("tuple", self.deeper(items), items, len(items))
 
     def grow(self, container, items):
         container.depth = max(container.depth, self.deeper(items))
+        container.size += len(items)
 
     def deeper(self, items):
         depth = 1 + max((item.depth for item in items), default=0)
@@ -285,7 +295,8 @@ class _Scan:
     def keys(self, items):
         for item in items:
             if item.kind not in ("text", "plain", "bytes"):
-                raise self.refused(f"a key that is a {item.kind}")
+                long = " whole number of more than 32 bits" if item.kind == "long" else f" {item.kind}"
+                raise self.refused(f"a key that is a{long}")
 
     def top(self, *kinds):
         """The item on top, of one of the kinds."""

@@ -110,7 +110,9 @@ def parameter(data, *flags) -> Tensor:
 
 
 def entries(items=()) -> frozenset:
-    """What a set is called with."""
+    """What a set is called with: a list, of which `pickles.scan` has counted the entries."""
+    if type(items) not in (list, tuple):
+        raise pickle.UnpicklingError(f"a set of a {type(items).__name__}")
     for item in items:
         pickles.check_key(item)
     return frozenset(items)
@@ -134,8 +136,8 @@ TENSORS = {
     ("torch._utils", "_rebuild_tensor"): Name(Call(tensor)),
     ("torch._utils", "_rebuild_tensor_v2"): Name(Call(tensor)),
     ("torch._utils", "_rebuild_parameter"): Name(Call(parameter)),
-    **{(home, "set"): Name(Call(entries)) for home in ("builtins", "__builtin__")},
 }
+STATES = STORAGES | TENSORS | {(home, "set"): Name(Call(entries)) for home in ("builtins", "__builtin__")}
 
 
 class Scripted(dict):
@@ -148,6 +150,7 @@ class Scripted(dict):
 
 
 SCRIPTS = Scripted(
+    # No sets: what calls give back, such as `tagged`, has no entries that could be counted.
     STORAGES | TENSORS | {
         ("torch.jit._pickle", "restore_type_tag"): Name(Call(tagged)),
         **{
@@ -171,7 +174,11 @@ def read(path: Path) -> dict[str, np.ndarray]:
         try:
             return safetensors.numpy.load(path.read_bytes())
         except safetensors.SafetensorError as error:
-            raise ValueError(f"{path.name} is no safetensors file: {error}.") from None
+            raise ValueError(f"{path.name} is no safetensors file: {' '.join(str(error).split())}.") from None
+        except KeyError as error:  # of a type that numpy has not
+            raise ValueError(
+                f"{path.name} holds numbers of type {pickles.shown(error.args[0])}; save float32."
+            ) from None
     try:
         return _zipped(path) if zipfile.is_zipfile(path) else _old(path.read_bytes())
     except pickles.DAMAGE as error:
@@ -237,7 +244,7 @@ def sequence(
 
 
 class Budget:
-    """How many bytes the tensors of one file may take: a few times its own, as they can share storages."""
+    """How many bytes of storages and tensors a file may ask for: a few times its own, as they can be shared."""
 
     def __init__(self, size: int):
         self._size, self._left = size, 4 * size + (1 << 20)
@@ -246,7 +253,7 @@ class Budget:
         """Raises UnpicklingError once more has been asked for than there is."""
         self._left -= count
         if self._left < 0:
-            raise pickle.UnpicklingError(f"tensors of many times its {self._size} bytes")
+            raise pickle.UnpicklingError(f"storages and tensors of many times its {self._size} bytes")
 
 
 def view(what: Tensor, numbers: np.ndarray) -> np.ndarray:
@@ -280,7 +287,7 @@ def _named(state) -> dict[str, Tensor]:
 
 
 def _old(content):
-    state, storages = sequence(content, STORAGES | TENSORS)
+    state, storages = sequence(content, STATES)
     return _arrays(_named(state), len(content), storages.__getitem__)
 
 
@@ -295,7 +302,7 @@ def _zipped(path):
         if f"{stem}byteorder" in names and archives.stored(archive, f"{stem}byteorder") != b"little":
             raise pickle.UnpicklingError("numbers in big-endian order")
         scripted = f"{stem}constants.pkl" in names  # torch.jit.save writes it, torch.save does not
-        vocabulary = SCRIPTS if scripted else STORAGES | TENSORS
+        vocabulary = SCRIPTS if scripted else STATES
         state, _ = pickles.load(archives.stored(archive, found[0]), vocabulary, Storages())
         tensors = attributes(state) if scripted else _named(state)
 

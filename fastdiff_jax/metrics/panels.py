@@ -31,6 +31,7 @@ class Panel(NamedTuple):
     floor_name: str
     references: Mapping[str, Mapping[str, str]] = {}  # feature column -> its reference file, where it has one
     remarks: tuple[str, ...] = ()  # sentences for the report
+    measures: Mapping[str, Mapping] = {}  # column of a further measure -> its name, features and settings
 
 
 class ImageSettings(NamedTuple):
@@ -59,6 +60,7 @@ class Measure(NamedTuple):
     features: str  # the column
     metric: Callable[[np.ndarray | None, int], Metric]  # (real features (M,D), number of samples)
     real: bool  # whether it compares with real features
+    about: Mapping  # its name, features and settings
 
 
 # name -> (settings, (settings, real, number) -> metric, whether it compares with real features)
@@ -172,7 +174,8 @@ def images(config, data: Data, shardings: tuple | None = None) -> Panel:
         for name, one in references.items()
     }
     floor_name = "real, half against half"
-    return Panel(measure, floor, identities, tuple(nets), floor_name, files, tuple(remarks))
+    recorded = _recorded(settings, measures)
+    return Panel(measure, floor, identities, tuple(nets), floor_name, files, tuple(remarks), recorded)
 
 
 MANIFOLD = object()  # the measure that `manifold` asks for, among those with names
@@ -232,8 +235,23 @@ def image_measures(settings: ImageSettings, nets: Mapping[str, features.Features
             raise ValueError(f"panel images: measure {column} needs a classifier's logits; {of} are pixels.")
         kind, build, real = MEASURES[name]
         options = registry.options(kind, request, f"measure {column}")
-        made[column] = Measure(of, functools.partial(build, options), real)
+        about = {"name": name, "features": of, **options._asdict()}
+        made[column] = Measure(of, functools.partial(build, options), real, about)
     return made
+
+
+def _recorded(settings, measures):
+    """What was measured how, by the columns of the table."""
+    found = {}
+    for name, measure in measures.items():
+        several = measure.about["name"] == "precision_recall"
+        columns = [f"{name}_{key}" for key in precision_recall.COLUMNS] if several else [name]
+        found |= dict.fromkeys(columns, measure.about)
+    if settings.manifold:
+        usual = precision_recall.Settings(k=settings.k)._asdict()
+        about = {"name": "precision_recall", "features": settings.manifold, **usual}
+        found |= dict.fromkeys(precision_recall.COLUMNS, about)
+    return found
 
 
 class NoSettings(NamedTuple):

@@ -6,16 +6,18 @@ Files of this package have a third entry, `about`, a JSON text of what the stati
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastdiff_jax.interop import npz
 from fastdiff_jax.metrics.frechet import Statistics
 
 MOST = 8192  # dimensions
+MOST_TEXT = 1 << 16  # characters of `about`
+ABOUT = {"features": dict, "data": dict, "count": int}  # types of its entries
 
 
 class Reference(NamedTuple):
@@ -46,15 +48,20 @@ def read(path: Path) -> Reference:
         )
     content = path.read_bytes()
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            mean, covariance = (np.asarray(archive[key], np.float64) for key in ("mu", "sigma"))
-            about = json.loads(str(archive["about"])) if "about" in archive.files else {}
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        found = npz.read(content, {"mu": npz.NUMBERS, "sigma": npz.NUMBERS}, 8 * MOST**2)
+        text = npz.read(content, {"about": "U"}, 4 * MOST_TEXT, absent=("about",))
+        about = json.loads(str(text["about"])) if text else {}
+        if not isinstance(about, dict) or not all(
+            isinstance(about[key], kind) for key, kind in ABOUT.items() if key in about
+        ):
+            raise ValueError("its text `about` is of another form")
+    except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"reference statistics {path.name} are no npz with mu and sigma: {' '.join(str(error).split())}."
-        ) from error
+            f"reference statistics {path.name} are no npz with mu and sigma: {error}; get or write them anew."
+        ) from None
+    mean, covariance = (found[key].astype(np.float64) for key in ("mu", "sigma"))
     dim = len(mean) if mean.ndim == 1 else 0
-    if not 0 < dim <= MOST or covariance.shape != (dim, dim) or not isinstance(about, dict):
+    if not 0 < dim <= MOST or covariance.shape != (dim, dim):
         raise ValueError(
             f"reference statistics {path.name} have mu {mean.shape} and sigma {covariance.shape}; they must be "
             f"(D,) and (D,D), D up to {MOST}."
@@ -63,6 +70,8 @@ def read(path: Path) -> Reference:
         raise ValueError(f"reference statistics {path.name} are not finite; the file is damaged.")
     if np.abs(covariance - covariance.T).max() > 1e-8 * np.abs(covariance).max():
         raise ValueError(f"reference statistics {path.name}: sigma is not symmetric, so it is no covariance.")
+    if np.diagonal(covariance).min() < 0:
+        raise ValueError(f"reference statistics {path.name}: sigma has negative variances, so it is none.")
     return Reference(Statistics(mean, covariance), about, hashlib.sha256(content).hexdigest())
 
 

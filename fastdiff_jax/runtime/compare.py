@@ -15,6 +15,11 @@ from fastdiff_jax.runtime import command_line, files, progress, protocols, resul
 USAGE = "python launch/compare.py --cards CARD,CARD[,...]; a card is a card.json, a workdir, or published:NAME"
 PREFIX = "published:"
 UNKNOWN = (None, "")  # what others do not say of their numbers
+RECORD = {  # of a protocol, with what types
+    "sampling": str, "samples": int, "seeds": list, "quantiser": str, "data": dict, "features": dict,
+    "reference": dict,
+}  # fmt: skip
+IMAGES = {"cifar10": 50_000, "ffhq": 70_000, "imagenet": 1_281_167}  # of whole training sets, that are known
 SIZE = re.compile(r"-\d+x\d+$")  # of the names of EDM's data sets: cifar10-32x32
 
 
@@ -28,7 +33,7 @@ def published(name: str, data: str, side: int, nfe: int, fid: float) -> dict[str
         "quantiser": stored.encode.__doc__.splitlines()[0],
         "data": origin,
         "features": {"fid": {"weights": INCEPTION, "resize": "tf1", "sha256": ""}},
-        "reference": {"fid": {"data": origin}},
+        "reference": {"fid": {"data": origin, "count": IMAGES.get(data)}},
     }
     row = {"name": f"{name} {nfe}", "nfe": nfe, "values": {"fid": {"mean": None, "std": None, "min": fid}}}
     return {"title": f"{PREFIX}{name}", "protocol": protocol, "results": [row]}
@@ -88,11 +93,51 @@ def read(name: str) -> dict[str, Any]:
         raise ValueError(f"there is no card {str(path)!r}; a finished run's workdir has one, card.json.")
     if "protocol" not in card:
         raise ValueError(f"the card {path} records no protocol, so nothing compares; use --mode eval anew.")
+    if not complete(card):
+        raise ValueError(
+            f"the card {path} is damaged or of an older version; measure it again with --mode eval."
+        )
     return card
 
 
+def complete(card: Mapping[str, Any]) -> bool:
+    """Whether a card has all that is compared and shown."""
+    protocol, rows = card["protocol"], card["results"]
+    if not (isinstance(card.get("title"), str) and isinstance(rows, list) and isinstance(protocol, dict)):
+        return False
+    if not all(isinstance(protocol.get(name), kind) for name, kind in RECORD.items()):
+        return False
+    measures = protocol.get("measures", {})
+    origins = [protocol["data"], *(_part(one, "data") for one in protocol["reference"].values())]
+    parts = (*protocol["features"].values(), *origins, measures)
+    return (
+        all(isinstance(part, dict) for part in parts)
+        and all(isinstance(one.get(key, ""), str) for one in origins for key in ("name", "note"))
+        and protocol["features"].keys() <= protocol["reference"].keys()
+        and all(_is_row(row) for row in rows)
+    )
+
+
+def _part(of, name):
+    """An optional part; None if it is not of the form."""
+    found = of.get(name, {}) if isinstance(of, dict) else None
+    return found if isinstance(found, dict) else None
+
+
+def _is_row(row):
+    if not isinstance(row, dict) or not isinstance(row.get("name"), str) or "nfe" not in row:
+        return False
+    values = row.get("values")
+    return isinstance(values, dict) and all(
+        value is None or (isinstance(value, dict) and {"mean", "std"} <= value.keys())
+        for value in values.values()
+    )
+
+
 def table(cards: list[Mapping[str, Any]]) -> list[str]:
-    """The lines of a Markdown table of all rows, by the feature columns that the cards share.
+    """The lines of a Markdown table of all rows, by the feature columns that the cards share, and of remarks.
+
+    Further measures, such as KID, are columns where all cards have them by the same settings.
 
     Raises: ValueError if two cards follow different protocols, or share no column.
     """
@@ -106,6 +151,7 @@ def table(cards: list[Mapping[str, Any]]) -> list[str]:
             raise ValueError(
                 f"{left['title']} and {right['title']} do not compare, they differ in {'; '.join(differing)}."
             )
+    shared, remarks = [*shared, *same(cards)], said(cards, shared)
     heads = ["card", "sampler", "NFE", *map(results.heading, shared)]
     lines = [heads, ["---"] * 2 + ["---:"] * (1 + len(shared))]
     for card in cards:
@@ -114,7 +160,32 @@ def table(cards: list[Mapping[str, Any]]) -> list[str]:
             if any(cells):
                 cost = "" if row["nfe"] is None else str(row["nfe"])
                 lines.append([card["title"], row["name"], cost, *cells])
-    return [f"| {' | '.join(line)} |" for line in lines]
+    return [f"| {' | '.join(line)} |" for line in lines] + remarks
+
+
+def same(cards: list[Mapping[str, Any]]) -> list[str]:
+    """Columns of further measures that all cards have by the same settings."""
+    first, *others = (card["protocol"].get("measures", {}) for card in cards)
+    return [name for name, about in first.items() if all(other.get(name) == about for other in others)]
+
+
+def said(cards: list[Mapping[str, Any]], columns: list[str]) -> list[str]:
+    """What the reader must know beside a table: references that nothing but a file's name speaks for, measures
+    that are left out as their settings differ.
+    """
+    lines = []
+    for card, column in itertools.product(cards, columns):
+        about = card["protocol"]["reference"][column]
+        if "file" in about and "data" not in about:
+            lines.append(
+                f"{card['title']}: reference by the user's word, column {column} is against the file "
+                f"{about['file']} (sha256 {str(about.get('sha256', ''))[:12]}), which does not say of what."
+            )
+    first, *others = (card["protocol"].get("measures", {}) for card in cards)
+    for name in first:
+        if all(name in other for other in others) and any(other[name] != first[name] for other in others):
+            lines.append(f"{name} is left out: the cards have it by different settings.")
+    return ["", *lines] if lines else []
 
 
 def differences(left: Mapping[str, Any], right: Mapping[str, Any], columns: list[str]) -> Iterator[str]:
@@ -127,7 +198,7 @@ def differences(left: Mapping[str, Any], right: Mapping[str, Any], columns: list
         yield from _difference(key, left[key], right[key])
     yield from _difference("task", left.get("task"), right.get("task"))
     if left["sampling"] == right["sampling"] == protocols.EDM:
-        yield from _difference("seeds", *(", ".join(side["seeds"]) for side in (left, right)))
+        yield from _difference("seeds", *(", ".join(map(str, side["seeds"])) for side in (left, right)))
     yield from _data("data", left["data"], right["data"])
     for column in columns:
         mine, theirs = (side["features"][column] for side in (left, right))
@@ -140,6 +211,8 @@ def differences(left: Mapping[str, Any], right: Mapping[str, Any], columns: list
         mine, theirs = (side["reference"][column] for side in (left, right))
         yield from _data(f"{column}: reference", mine.get("data", {}), theirs.get("data", {}))
         yield from _difference(f"{column}: reference count", mine.get("count"), theirs.get("count"))
+        if "data" not in mine or "data" not in theirs:  # files of others, which are known by their content only
+            yield from _difference(f"{column}: reference file", mine.get("sha256"), theirs.get("sha256"))
 
 
 def _data(what, left, right):

@@ -138,6 +138,8 @@ def write(source: raw_images.Source, out: Path, transform: str = "", size: tuple
             put(name, buffer.getvalue())
             labels.append((name, label))
             bar.update()
+        if not labels:
+            raise ValueError("--from has no images, so there is no set to write; name a source that has some.")
         missing = any(label is None for _, label in labels)
         document = {"labels": None if missing else labels} | ({"note": source.note} if source.note else {})
         put(edm_zip.LABELS, json.dumps(document).encode())

@@ -100,5 +100,6 @@ def described(
         "quantiser": quantiser(data),
         "data": origin(data),
         "features": {column: dict(about) for column, about in panel.nets.items()},
+        "measures": {column: dict(about) for column, about in panel.measures.items()},
         "reference": {column: dict(panel.references.get(column, whole)) for column in panel.nets},
     }

@@ -7,7 +7,7 @@ import numpy as np
 from fastdiff_jax import registry
 from fastdiff_jax.interop import inception
 from fastdiff_jax.metrics import resizing
-from fastdiff_jax.networks.vgg import DEFAULTS
+from fastdiff_jax.networks import vgg
 from weight_rule import drawn, state
 
 STEP = 13  # rows and columns of an input that the file keeps
@@ -39,11 +39,16 @@ def rule(golden):
 
 
 def trunk_shape(name):
-    """Of VGG16's first convolution, and of the heads of its taps."""
-    widths = DEFAULTS["channels"]
+    """Of VGG16's convolutions, and of the heads of its taps."""
+    widths = vgg.DEFAULTS["channels"]
     if name.startswith("lin"):
         return (1, widths[int(name[3 : name.index(".")])], 1, 1)
-    return {"features.0.weight": (widths[0], 3, 3, 3), "features.0.bias": (widths[0],)}[name]
+    inner, known = 3, {}
+    for layer, index in vgg.convolutions():
+        outer = widths[int(layer.removeprefix("conv").partition("_")[0]) - 1]
+        known |= {f"features.{index}.weight": (outer, inner, 3, 3), f"features.{index}.bias": (outer,)}
+        inner = outer
+    return known[name]
 
 
 def channels_last(images):

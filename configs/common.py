@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 # sha256 of the shipped feature nets by file stem, which configs/classifier_*.py trained.
 NETS = {
     "digits": "f8b0a68abfb57ceb5eee6aef0a129cb69e844fbb6b1e59f9a53076086c326db5",
+    "cifar10_16": "d8da8ccbb5b80ccfe985f8c55d01e650a8ded471960050d8e56b567b71ef020c",
     "fashion_mnist_16": "9308cda5552e9181a2a2a01a3fc47925e8bf5d75d23902a52d50c42c9bb49d61",
 }
 

@@ -183,6 +183,14 @@ def test_official_configs_measure_as_published(reference, tmp_path, monkeypatch)
         evaluate.check(job, meshes.make(config.mesh))
 
 
+@pytest.mark.parametrize("stem", ["edm_cifar10", "sfd_cifar10", "sid_cifar10"])
+@pytest.mark.parametrize("words", ["16", "16,smoke"])
+def test_the_small_cifar_runs_assemble(stem, words):
+    config = experiment.load(f"{stem}:{words}")
+    test_assembles_without_data(config)
+    assert config.evaluation.panel.features.ft.weights == "cifar10_16"
+
+
 @pytest.mark.parametrize("reference", ["edm_cifar10:16,ve", "sfd_cifar10:16,cond", "sid_cifar10:16,fid"])
 def test_words_that_have_no_meaning_together_are_refused(reference):
     with pytest.raises(ValueError, match="16 stands without (ve|cond|fid); leave out one of them"):

@@ -6,7 +6,7 @@ from configs import common
 def get_config(arg="full"):
     """For edm, vp and ve: FD by training images and by network calls, one training seed.
 
-    `:16` halves the images, for two CPU cores, and measures 1000 samples.
+    `:16` halves the images, for two CPU cores, and measures 1000 samples: three hours on a busy machine.
     """
     given = common.words(arg, "16")
     config = common.fdm_study("fdm_fashion_mnist", given, seeds=(0,), parts=False)

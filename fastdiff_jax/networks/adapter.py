@@ -1,9 +1,13 @@
 """The adapter of a U-Net's encoder: features of a map, to add at each of its levels."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import flax.linen as nn
 import jax
 
 from fastdiff_jax.networks.layers import Conv, Init, downsample
+from fastdiff_jax.networks.module import beside
 from fastdiff_jax.types import Array
 
 
@@ -30,3 +34,14 @@ class Adapter(nn.Module):
             x = x + Conv(width, 1, name=f"level{level}_conv1")(h)
             features.append(Conv(width, 1, initial=Init(kernel=0.0), name=f"level{level}_out")(x))
         return features
+
+
+def added(image: Array, cond: Mapping[str, Any], channels: int, widths: tuple[int, ...]) -> Sequence[Array]:
+    """What a U-Net adds at the levels of its encoder: the features of the condition "adapter", if it is there.
+
+    To be called in a compact method, whose submodule "adapter" it makes.
+    Raises: ValueError if the condition is not a map of `channels` as large as the images.
+    """
+    if "adapter" not in cond:
+        return ()
+    return Adapter(widths, name="adapter")(beside(image, cond, "adapter", channels))

@@ -7,12 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fastdiff_jax.networks.adapter import Adapter
+from fastdiff_jax.networks import adapter
 from fastdiff_jax.networks.block import Style
 from fastdiff_jax.networks.embeddings import positional
 from fastdiff_jax.networks.layers import Conv, Dense, GroupNorm, Init
 from fastdiff_jax.networks.module import (
-    beside,
     check_choices,
     check_halves,
     network,
@@ -81,10 +80,7 @@ class DhariwalUNet(nn.Module):
         image = x.astype(jnp.bfloat16 if settings["dtype"] == "bfloat16" else wide)
         encoder = Encoder(self.widths, self.widths[0], name="enc", **common)
         decoder = Decoder(self.widths, outputs=0, everywhere=True, name="dec", **common)
-        added = ()
-        if "adapter" in cond:
-            read = beside(image, cond, "adapter", settings["adapter"])
-            added = Adapter(self.widths, name="adapter")(read)
+        added = adapter.added(image, cond, settings["adapter"], self.widths)
         image = widened(image, cond, settings["concat"])
         h, skips, fine_to_coarse = encoder(image, embeddings, train, added)
         h, coarse_to_fine = decoder(h, embeddings, skips, train)

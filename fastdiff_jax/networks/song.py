@@ -11,12 +11,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fastdiff_jax.networks.adapter import Adapter
+from fastdiff_jax.networks import adapter
 from fastdiff_jax.networks.block import SONG, Block, Style
 from fastdiff_jax.networks.embeddings import Fourier, positional, swap_halves
 from fastdiff_jax.networks.layers import Conv, Dense, GroupNorm, Init, downsample, upsample
 from fastdiff_jax.networks.module import (
-    beside,
     check_choices,
     check_halves,
     network,
@@ -202,10 +201,7 @@ class SongUNet(nn.Module):
         decoder = Decoder(
             self.widths, self.outputs, kind=settings["decoder_type"], name="dec", **common
         )
-        added = ()
-        if "adapter" in cond:
-            read = beside(image, cond, "adapter", settings["adapter"])
-            added = Adapter(self.widths, name="adapter")(read)
+        added = adapter.added(image, cond, settings["adapter"], self.widths)
         image = widened(image, cond, settings["concat"])
         h, skips, fine_to_coarse = encoder(image, embeddings, train, added)
         output, coarse_to_fine = decoder(h, embeddings, skips, train)

@@ -405,20 +405,21 @@ TASKS = {
 }  # fmt: skip
 
 
-def task_teacher(config: ConfigDict, side: int, **network) -> None:
-    """Model, objective and samplers of a small noise-predicting teacher, as discrete_digits is, for a task.
+def task_teacher(config: ConfigDict, side: int, prediction: str = "epsilon", **network) -> None:
+    """Model, objective and samplers of a small discrete teacher, as discrete_digits is, for a task.
 
     Labels, and what else the task guides, are hidden in one image of ten.
 
     Args:
       side: of the images; the coarse half of the network has attention.
+      prediction: what the network says, see `precond.discrete`.
       network: options of it besides its size: `concat`, `adapter`, `reference`.
     """
     size = dict(
         name="song", model_channels=40 if side == 8 else 32, channel_mult=(1, 2), num_blocks=1,
         attn_resolutions=(side // 2,), dropout=0.0, dtype="float32",
     )  # fmt: skip
-    levels = dict(betas="scaled_linear", steps=1000)  # Stable Diffusion's
+    levels = dict(betas="scaled_linear", steps=1000, prediction=prediction)  # Stable Diffusion's
     config.models = dict(student=dict(network=size | network, precond=dict(name="discrete", **levels)))
     config.objective = dict(name="discrete", **levels)
     config.schedule = trailing_levels()
@@ -522,6 +523,13 @@ def feature_panel(config: ConfigDict, net: str) -> None:
     """Adds a shipped feature net: distances in its 64 hidden units (ft), precision and recall there."""
     config.evaluation.panel.features.ft = dict(name="classifier", weights=net, sha256=NETS[net])
     config.evaluation.panel.manifold = "ft"
+
+
+def tasks_cifar10(config: ConfigDict) -> None:
+    """Data and measures of CIFAR-10 at 16x16; conditions are made of the test split."""
+    config.data = dict(name="tfds", dataset="cifar10", size=16, in_memory=True)
+    cifar16_panel(config)
+    config.evaluation.update(seeds=(0, 1), split="test")
 
 
 def fashion_panel(config: ConfigDict, small: bool) -> None:

@@ -2,24 +2,19 @@
 
 import io
 import math
-import struct
 import tokenize
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from fastdiff_jax.interop import archives
+from fastdiff_jax import zips
 
-LIMITS = archives.Limits(entries=100)
+LIMITS = zips.Limits(entries=100)
 NUMBERS = "fiu"  # kinds of dtypes that are real numbers
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 # What a damaged file may end in.
 DAMAGE = (
-    zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, ValueError, KeyError, TypeError,
-    EOFError, OSError, OverflowError, RecursionError, MemoryError, NotImplementedError, RuntimeError,
-    SyntaxError,
+    *zips.DAMAGE, tokenize.TokenError, ValueError, TypeError, RecursionError, MemoryError, SyntaxError,
 )  # fmt: skip
 
 
@@ -35,8 +30,7 @@ def read(
     Raises: ValueError in one line if it is damaged, or an array is missing, of another kind or larger.
     """
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            archives.check(archive.infolist(), len(content), LIMITS)
+        with zips.opened(io.BytesIO(content), LIMITS) as archive:
             there = set(archive.namelist())
             return {
                 name: _array(archive, name, kind, most)
@@ -44,7 +38,7 @@ def read(
                 if name not in absent or f"{name}.npy" in there
             }
     except DAMAGE as error:
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
+        raise ValueError(zips.line(error)) from None
 
 
 def _array(archive, name, kind, most):

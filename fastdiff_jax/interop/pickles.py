@@ -15,6 +15,8 @@ import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from fastdiff_jax.zips import shown
+
 # What a damaged pickle may end in, besides what is refused here.
 DAMAGE = (
     pickle.UnpicklingError, EOFError, KeyError, IndexError, TypeError, AttributeError, OverflowError,
@@ -83,16 +85,6 @@ def named(names: Vocabulary, module: str, name: str) -> Name:
     except KeyError:
         asked = f"{shown(module)}.{shown(name)}"
         raise pickle.UnpicklingError(f"the name {asked}, which no state of a network needs") from None
-
-
-def shown(text: Any, limit: int = 80) -> str:
-    """A value of a file as part of a message: short, and without characters that a terminal obeys.
-
-    Of a container only the type: to write out nested tuples can take for ever.
-    """
-    if isinstance(text, str):
-        return ascii(text[:limit])[1:-1] + "..." * (len(text) > limit)
-    return ascii(text) if type(text) in (int, float, bool, type(None)) else f"a {type(text).__name__}"
 
 
 def check_key(key: Any) -> None:

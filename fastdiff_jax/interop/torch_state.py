@@ -18,7 +18,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from fastdiff_jax.interop import archives, pickles
+from fastdiff_jax import zips
+from fastdiff_jax.interop import pickles
 from fastdiff_jax.interop.pickles import Call, Mapped, Name
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # what an old file begins with
@@ -182,10 +183,9 @@ def read(path: Path) -> dict[str, np.ndarray]:
     try:
         return _zipped(path) if zipfile.is_zipfile(path) else _old(path.read_bytes())
     except pickles.DAMAGE as error:
-        what = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"{path.name} is no state dict of torch that can be read, nothing of it was run: {what}; save the "
-            "model's state_dict()."
+            f"{path.name} is no state dict of torch that can be read, nothing of it was run: "
+            f"{zips.line(error)}; save the model's state_dict()."
         ) from None
 
 
@@ -293,25 +293,33 @@ def _old(content):
 
 def _zipped(path):
     """Of an archive: <stem>/data.pkl, and every storage as <stem>/data/<key>."""
-    with archives.opened(path) as archive:
+    with zips.opened(path) as archive:
         names = set(archive.namelist())
         found = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(found) != 1:
             raise pickle.UnpicklingError("no data.pkl, or several")
         stem = found[0].removesuffix("data.pkl")
-        if f"{stem}byteorder" in names and archives.stored(archive, f"{stem}byteorder") != b"little":
+        if f"{stem}byteorder" in names and stored(archive, f"{stem}byteorder") != b"little":
             raise pickle.UnpicklingError("numbers in big-endian order")
         scripted = f"{stem}constants.pkl" in names  # torch.jit.save writes it, torch.save does not
         vocabulary = SCRIPTS if scripted else STATES
-        state, _ = pickles.load(archives.stored(archive, found[0]), vocabulary, Storages())
+        state, _ = pickles.load(stored(archive, found[0]), vocabulary, Storages())
         tensors = attributes(state) if scripted else _named(state)
 
         def numbers(key):
             if f"{stem}data/{key}" not in names:
                 raise pickle.UnpicklingError(f"no numbers of the storage '{pickles.shown(key)}'")
-            return np.frombuffer(archives.stored(archive, f"{stem}data/{key}"), np.uint8)
+            return np.frombuffer(stored(archive, f"{stem}data/{key}"), np.uint8)
 
         return _arrays(tensors, path.stat().st_size, numbers)
+
+
+def stored(archive: zipfile.ZipFile, name: str) -> bytes:
+    """An entry that is not compressed, as torch's data are not; so it is no longer than the archive."""
+    entry = archive.getinfo(name)
+    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+        raise zipfile.BadZipFile(f"the compressed entry {zips.shown(name)}, which torch does not write")
+    return archive.read(entry)
 
 
 def attributes(script: object) -> dict[str, Tensor]:

@@ -51,11 +51,16 @@ def train(run: Experiment) -> bool:
     return True
 
 
-def check(run: Experiment) -> None:
+def check(run: Experiment, known: dict[str, Params] | None = None) -> None:
     """Raises ValueError for what training would only meet later, before anything is written.
 
     That is a workdir that cannot be used, or an impossible batch, of the run and of what it builds on.
+
+    Args:
+      known: shapes of products by reference, which this adds to: students of one teacher outline and check it
+        once.
     """
+    known = {} if known is None else known
     experiment.check_writable(run.workdir)
     if finished(run):
         return
@@ -75,13 +80,14 @@ def check(run: Experiment) -> None:
         check_teacher = registry.optional("methods", method.name, "check_teacher")
         if check_teacher is not None and role == "teacher":
             check_teacher(method.to_dict(), basis.config.method.to_dict())
-    state_shapes(job)  # refuses networks, conditions and shipped weights that do not fit each other
+    for role, reference in job.prerequisites.items():
+        # Else it is finished, and perhaps not this user's to write; or it has been checked.
+        if experiment.folder(reference) is None and reference not in known:
+            check(bases[role], known)
+    state_shapes(job, known)  # refuses networks, conditions and shipped weights that do not fit each other
     # Several processes would race here; what they meet later is the same refusal.
     if jax.process_count() == 1 and (run.workdir / "config.json").exists():
         checkpoint.Store(run.workdir, run.config.to_dict()).close()  # another run's, or in use
-    for role, reference in job.prerequisites.items():
-        if experiment.folder(reference) is None:  # else it is finished, and perhaps not this user's to write
-            check(bases[role])
 
 
 def check_images(job: Job, run: Experiment, basis: Experiment) -> None:
@@ -175,15 +181,15 @@ def shipped(job: Job) -> Frozen:
     return found
 
 
-def basis_shapes(job: Job) -> tuple[Frozen, Frozen]:
-    """Shapes of what `starting_weights` loads, without reading anything."""
-    known = {
-        role: weight_shapes(assemble(experiment.load(r), outline=True))
-        for role, r in job.prerequisites.items()
-    }
-    known = exact(job) | shipped(job) | known
-    initial = {"initial": known.pop("initial")} if "initial" in known else {}
-    return known, initial
+def basis_shapes(job: Job, known: dict[str, Params] | None = None) -> tuple[Frozen, Frozen]:
+    """Shapes of what `starting_weights` loads, without reading anything; `known` as in `check`."""
+    known = {} if known is None else known
+    for reference in job.prerequisites.values():
+        if reference not in known:
+            known[reference] = weight_shapes(assemble(experiment.load(reference), outline=True))
+    found = exact(job) | shipped(job) | {role: known[r] for role, r in job.prerequisites.items()}
+    initial = {"initial": found.pop("initial")} if "initial" in found else {}
+    return found, initial
 
 
 def teacher(run: Experiment, outline: bool = False) -> Job:
@@ -208,9 +214,9 @@ def teacher(run: Experiment, outline: bool = False) -> Job:
     return job
 
 
-def state_shapes(job: Job) -> Params:
-    """Shapes of a method's training state."""
-    frozen, initial = basis_shapes(job)
+def state_shapes(job: Job, known: dict[str, Params] | None = None) -> Params:
+    """Shapes of a method's training state; `known` as in `check`."""
+    frozen, initial = basis_shapes(job, known)
     return jax.eval_shape(job.method.init, rng.root(0, "init"), frozen | initial)
 
 

@@ -1,0 +1,17 @@
+"""Super-resolution of CIFAR-10 (TFDS) from 4x4 to 16x16: a conditional teacher for it."""
+
+from configs import common
+
+
+def get_config(arg="full"):
+    """As superres_fashion_mnist, but of colours, and the network predicts velocities.
+
+    An hour or more on one CPU core.
+    """
+    given = common.words(arg)
+    config = common.base()
+    common.tasks_cifar10(config)
+    common.task_teacher(config, side=16, prediction="v", concat=3)
+    config.task = common.TASKS["superres"]
+    config.train.update(batch_size=64, steps=4000, log_every=50, save_every=1000)
+    return common.smoke(config) if "smoke" in given else config

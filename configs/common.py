@@ -440,7 +440,7 @@ def trailing_levels() -> dict:
 
 def task_samplers() -> dict:
     """A task's teacher, unguided and guided, at many calls and at those of its students."""
-    return samplers(("dpmpp_2m", 32), ("dpmpp_2m", 4)) | guided_samplers(1.5, 64, 8, 4)
+    return samplers(("dpmpp_2m", 16), ("dpmpp_2m", 4)) | guided_samplers(1.5, 32, 8, 4)
 
 
 def flash_student(config: ConfigDict, side: int, given: set[str], scale: float = 1.5) -> None:
@@ -508,7 +508,7 @@ def tasks_digits(config: ConfigDict) -> None:
     """Data and measures of the digits; conditions are made of the 360 that nothing is trained on."""
     config.data = dict(name="digits")
     feature_panel(config, "digits")
-    config.evaluation.update(num=1797, batch_size=600)
+    config.evaluation.update(num=1797, batch_size=600, seeds=(0, 1))
 
 
 def tasks_fashion_mnist(config: ConfigDict) -> None:
@@ -516,7 +516,7 @@ def tasks_fashion_mnist(config: ConfigDict) -> None:
     config.data = dict(name="tfds", dataset="fashion_mnist", size=16, in_memory=True)
     fashion_panel(config, small=True)
     config.evaluation.panel.nearest = False
-    config.evaluation.update(num=5000, batch_size=500, seeds=(0, 1), split="test")
+    config.evaluation.update(num=2000, batch_size=500, seeds=(0, 1), split="test")
 
 
 def feature_panel(config: ConfigDict, net: str) -> None:

@@ -16,5 +16,5 @@ def get_config(arg="full"):
     common.task_teacher(config, side=16, adapter=1)
     config.method.trains = ("adapter",)
     config.task = common.TASKS["edges"]
-    config.train.update(batch_size=64, steps=1500, log_every=50, save_every=500)
+    config.train.update(batch_size=64, steps=1000, log_every=50, save_every=250)
     return common.smoke(config) if "smoke" in given else config

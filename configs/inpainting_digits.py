@@ -14,5 +14,5 @@ def get_config(arg="full"):
     common.tasks_digits(config)
     common.task_teacher(config, side=8, concat=2)
     config.task = common.TASKS["inpainting"]
-    config.train.update(batch_size=128, steps=2000, log_every=50, save_every=500)
+    config.train.update(batch_size=128, steps=1300, log_every=25, save_every=325)
     return common.smoke(config) if "smoke" in given else config

@@ -17,7 +17,7 @@ def get_config(arg="full"):
     config.data.conditional = False
     common.condition_net(config)
     config.task = common.TASKS["reference"]
-    untold = dict(name="dpmpp_2m", nfe=32, guidance=dict(scale=0.0))
-    config.method.samplers["dpmpp_2m, untold 32"] = untold
-    config.train.update(batch_size=128, steps=2000, log_every=50, save_every=500)
+    untold = dict(name="dpmpp_2m", nfe=16, guidance=dict(scale=0.0))
+    config.method.samplers["dpmpp_2m, untold 16"] = untold
+    config.train.update(batch_size=128, steps=1300, log_every=25, save_every=325)
     return common.smoke(config) if "smoke" in given else config

@@ -14,5 +14,5 @@ def get_config(arg="full"):
     common.tasks_fashion_mnist(config)
     common.task_teacher(config, side=16, concat=1)
     config.task = common.TASKS["superres"]
-    config.train.update(batch_size=64, steps=4000, log_every=50, save_every=1000)
+    config.train.update(batch_size=64, steps=2000, log_every=50, save_every=500)
     return common.smoke(config) if "smoke" in given else config

@@ -261,6 +261,16 @@ def test_mixed_protocols_are_refused_in_one_line(change, words):
         compare.table([card(**change), PUBLISHED])
 
 
+def test_cards_without_a_common_column_are_refused():
+    """What differs besides is said first: an FD of other images is no FID of theirs."""
+    ours = card(features={"ft": {"net": "a"}}, reference={"ft": {}})
+    with pytest.raises(ValueError, match="ours, published:edm-cifar10-uncond share no column"):
+        compare.table([ours, PUBLISHED])
+    ours["protocol"]["data"]["note"] = tfds.RECOMPRESSED
+    with pytest.raises(ValueError, match=r"differ in data \(cifar10 \(JPEG-recompressed local copy\) against"):
+        compare.table([ours, PUBLISHED])
+
+
 def test_reference_files_of_others_are_known_by_their_content():
     """Nothing in them says what they are of."""
     file = lambda sha, **more: {"file": "stats.npz", "sha256": sha * 64, **more}

@@ -143,14 +143,14 @@ def table(cards: list[Mapping[str, Any]]) -> list[str]:
     """
     columns = [card["protocol"]["features"] for card in cards]
     shared = [column for column in columns[0] if all(column in others for others in columns)]
-    if not shared:
-        raise ValueError(f"{', '.join(card['title'] for card in cards)} share no column that can be compared.")
     for left, right in itertools.combinations(cards, 2):
         differing = list(differences(left["protocol"], right["protocol"], shared))
         if differing:
             raise ValueError(
                 f"{left['title']} and {right['title']} do not compare, they differ in {'; '.join(differing)}."
             )
+    if not shared:
+        raise ValueError(f"{', '.join(card['title'] for card in cards)} share no column that can be compared.")
     shared, remarks = [*shared, *same(cards)], said(cards, shared)
     heads = ["card", "sampler", "NFE", *map(results.heading, shared)]
     lines = [heads, ["---"] * 2 + ["---:"] * (1 + len(shared))]

@@ -29,7 +29,5 @@ def get_config(arg="full"):
     adam = dict(name="adam", learning_rate=2e-4, ramp_images=batch * 100e3, clip=1.0)
     config.optimizers = dict(student=adam)
     config.train.update(batch_size=batch, steps=800_000, log_every=100, save_every=5000)
-    config.evaluation.panel.features.px = dict(name="pixels", pool=4)  # 192 dimensions, not 3072
-    config.evaluation.panel.nearest = False  # 50,000 against 50,000 images
-    config.evaluation.update(num=50000, batch_size=500)
+    common.cifar_panel(config)
     return common.smoke(config) if "smoke" in given else config

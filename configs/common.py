@@ -5,7 +5,9 @@ from ml_collections import ConfigDict
 # sha256 of the shipped feature nets by file stem, which configs/classifier_*.py trained.
 NETS = {
     "digits": "f8b0a68abfb57ceb5eee6aef0a129cb69e844fbb6b1e59f9a53076086c326db5",
+    "cifar10_32": "1f591186705ac56261024b5a6a024a447b487e7eae863d6cf242c66f4e1559dc",
     "cifar10_16": "d8da8ccbb5b80ccfe985f8c55d01e650a8ded471960050d8e56b567b71ef020c",
+    "fashion_mnist_32": "41410d89be7a054c8f80d888b830fa227ad06e8a350b54d946c5a2dc87a556ef",
     "fashion_mnist_16": "9308cda5552e9181a2a2a01a3fc47925e8bf5d75d23902a52d50c42c9bb49d61",
 }
 
@@ -533,12 +535,19 @@ def tasks_cifar10(config: ConfigDict) -> None:
 
 
 def fashion_panel(config: ConfigDict, small: bool) -> None:
-    """Measures of Fashion-MNIST: 256 dimensions of pixels at any size, and the feature net of 16x16 images."""
-    if small:
-        feature_panel(config, "fashion_mnist_16")
-        config.evaluation.panel.manifold = ""  # the balls of 60,000 images take minutes
-    else:
+    """Measures of Fashion-MNIST: 256 dimensions of pixels at any size, and the feature net of that size."""
+    feature_panel(config, "fashion_mnist_16" if small else "fashion_mnist_32")
+    config.evaluation.panel.manifold = ""  # the balls of 60,000 images take minutes
+    if not small:
         config.evaluation.panel.features.px = dict(name="pixels", pool=2)
+
+
+def cifar_panel(config: ConfigDict) -> None:
+    """Measures of CIFAR-10: 192 dimensions of pixels, not 3072, and its feature net; 50,000 images."""
+    feature_panel(config, "cifar10_32")
+    config.evaluation.panel.features.px = dict(name="pixels", pool=4)
+    config.evaluation.panel.update(manifold="", nearest=False)  # 50,000 against 50,000 images
+    config.evaluation.update(num=50000, batch_size=500)
 
 
 def cifar16_panel(config: ConfigDict) -> None:

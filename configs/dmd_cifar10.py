@@ -67,7 +67,6 @@ def get_config(arg="full"):
     if kind == "sida":
         config.optimizers.fake.clip_value = 1.0
     config.train.update(batch_size=batch, steps=images // batch, log_every=100, save_every=5000)
-    config.evaluation.panel.features.px = dict(name="pixels", pool=4)  # 192 dimensions, not 3072
-    config.evaluation.panel.nearest = False  # 50,000 against 50,000 images
-    config.evaluation.update(num=50000, batch_size=500, teacher_samplers=common.usual_samplers())
+    common.cifar_panel(config)
+    config.evaluation.teacher_samplers = common.usual_samplers()
     return common.smoke(config) if "smoke" in given else config

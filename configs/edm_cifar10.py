@@ -33,9 +33,7 @@ def get_config(arg="full"):
     config.method.samplers = common.usual_samplers()
     config.optimizers = dict(student=dict(name="adam", learning_rate=1e-3, ramp_images=10e6))
     config.train.update(batch_size=512, steps=200_000_000 // 512, log_every=100, save_every=5000)
-    config.evaluation.panel.features.px = dict(name="pixels", pool=4)  # 192 dimensions, not 3072
-    config.evaluation.panel.nearest = False  # 50,000 against 50,000 images
-    config.evaluation.update(num=50000, batch_size=500)
+    common.cifar_panel(config)
     common.published_measures(config, given)
     return common.smoke(config) if "smoke" in given else config
 

@@ -26,7 +26,5 @@ def get_config(arg="full"):
     adam = dict(name="adam", learning_rate=5e-4, decay="drop", final=0.1)
     config.optimizers = dict(student=adam)
     config.train.update(batch_size=128, steps=15625, log_every=25, save_every=1000)
-    config.evaluation.panel.features.px = dict(name="pixels", pool=4)  # 192 dimensions, not 3072
-    config.evaluation.panel.nearest = False  # 50,000 against 50,000 images
-    config.evaluation.update(num=50000, batch_size=500)
+    common.cifar_panel(config)
     return common.smoke(config) if "smoke" in given else config

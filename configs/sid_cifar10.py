@@ -28,9 +28,8 @@ def get_config(arg="full"):
     config.optimizers = dict(generator=adam, fake=dict(adam))
     images = 800_000_000 if "cond" in given else 500_000_000
     config.train.update(batch_size=256, steps=images // 256, log_every=100, save_every=5000)
-    config.evaluation.panel.features.px = dict(name="pixels", pool=4)  # 192 dimensions, not 3072
-    config.evaluation.panel.nearest = False  # 50,000 against 50,000 images
-    config.evaluation.update(num=50000, batch_size=500, teacher_samplers=common.usual_samplers())
+    common.cifar_panel(config)
+    config.evaluation.teacher_samplers = common.usual_samplers()
     common.published_measures(config, given)
     return common.smoke(config) if "smoke" in given else config
 

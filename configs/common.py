@@ -530,7 +530,7 @@ def feature_panel(config: ConfigDict, net: str) -> None:
 def tasks_cifar10(config: ConfigDict) -> None:
     """Data and measures of CIFAR-10 at 16x16; conditions are made of the test split."""
     config.data = dict(name="tfds", dataset="cifar10", size=16, in_memory=True)
-    cifar16_panel(config)
+    cifar_panel(config, small=True)
     config.evaluation.update(seeds=(0, 1), split="test")
 
 
@@ -542,20 +542,12 @@ def fashion_panel(config: ConfigDict, small: bool) -> None:
         config.evaluation.panel.features.px = dict(name="pixels", pool=2)
 
 
-def cifar_panel(config: ConfigDict) -> None:
-    """Measures of CIFAR-10: 192 dimensions of pixels, not 3072, and its feature net; 50,000 images."""
-    feature_panel(config, "cifar10_32")
-    config.evaluation.panel.features.px = dict(name="pixels", pool=4)
-    config.evaluation.panel.update(manifold="", nearest=False)  # 50,000 against 50,000 images
-    config.evaluation.update(num=50000, batch_size=500)
-
-
-def cifar16_panel(config: ConfigDict) -> None:
-    """Measures of CIFAR-10 at 16x16 for a CPU core: 192 dimensions of pixels, and its feature net."""
-    feature_panel(config, "cifar10_16")
-    config.evaluation.panel.features.px = dict(name="pixels", pool=2)
+def cifar_panel(config: ConfigDict, small: bool = False) -> None:
+    """Measures of CIFAR-10: 192 dimensions of pixels at any size, and the feature net of that size."""
+    feature_panel(config, "cifar10_16" if small else "cifar10_32")
+    config.evaluation.panel.features.px = dict(name="pixels", pool=2 if small else 4)
     config.evaluation.panel.update(manifold="", nearest=False)  # against 50,000 images both take minutes
-    config.evaluation.update(num=2000, batch_size=500)
+    config.evaluation.update(num=2000 if small else 50000, batch_size=500)
 
 
 def fewer_samplers() -> dict:

@@ -7,7 +7,7 @@ def get_config(arg="full"):
     """The teacher discrete_fashion_mnist with an adapter that reads Sobel's edges; only the adapter is trained.
 
     Its weights begin as the teacher's, which is trained first if it is not there; but for the adapter's they
-    stay so. About 20 minutes on one CPU core, and the teacher's hour.
+    stay so. About a quarter of an hour on one CPU core, and the teacher's half hour.
     """
     given = common.words(arg)
     config = common.base()

@@ -53,6 +53,6 @@ def small(config, given):
     adam = dict(name="adam", learning_rate=2e-3, ramp_images=25600.0, decay="cosine", final=0.02)
     config.optimizers = dict(student=adam)
     config.train.update(batch_size=128, steps=2600, log_every=50, save_every=200)
-    common.cifar16_panel(config)
+    common.cifar_panel(config, small=True)
     config.method.samplers = common.fewer_samplers()
     return common.smoke(config) if "smoke" in given else config

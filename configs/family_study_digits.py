@@ -21,10 +21,10 @@ def get_config(arg="full"):
         nfe=(1,),
         reference=dict(name="heun", nfe=511),
     )
-    config.evaluation.update(num=1797, batch_size=600)
+    config.evaluation.update(num=1797, batch_size=600, seeds=(0, 1, 2))
     common.feature_panel(config, "digits")
     if "smoke" in given:
         config.study.solvers = {"dpm++ 2M": dict(name="dpmpp_2m", nfe=(3, 5))}
         config.study.reference.nfe = 19
-        config.evaluation.update(num=64, batch_size=32)
+        config.evaluation.update(num=64, batch_size=32, seeds=(0,))
     return config

@@ -7,7 +7,7 @@ def get_config(arg="full"):
     """Class-conditional DDPM++ that repaints boxes and strokes of 8x8 images.
 
     A discrete noise-prediction model whose labels are hidden in one image of ten, for guidance.
-    About half an hour on one CPU core.
+    About ten minutes on one CPU core, as discrete_digits.
     """
     given = common.words(arg)
     config = common.base()

@@ -6,7 +6,7 @@ from configs import common
 def get_config(arg="full"):
     """Class-conditional DDPM++ that repaints boxes and strokes; otherwise as inpainting_digits.
 
-    An hour or more on one CPU core.
+    About half an hour on one CPU core.
     """
     given = common.words(arg)
     config = common.base()

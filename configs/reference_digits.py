@@ -8,7 +8,7 @@ def get_config(arg="full"):
 
     The features are those of the shipped classifier, hidden in one image of ten, for guidance. The report
     compares what is made with its reference in the same net's features; where it is untold, they were hidden.
-    About half an hour on one CPU core.
+    About ten minutes on one CPU core, as discrete_digits.
     """
     given = common.words(arg)
     config = common.base()

@@ -44,6 +44,6 @@ def small(config, given):
     adam = dict(name="adam", learning_rate=5e-4, decay="cosine", final=0.02)
     config.optimizers = dict(student=adam)
     config.train.update(batch_size=16, steps=256, log_every=32, save_every=64)
-    common.cifar16_panel(config)
+    common.cifar_panel(config, small=True)
     config.evaluation.teacher_samplers = common.fewer_samplers()
     return common.smoke(config) if "smoke" in given else config

@@ -50,6 +50,6 @@ def small(config, given):
         generator=dict(adam, learning_rate=5e-4), fake=dict(adam, learning_rate=1e-3)
     )
     config.train.update(batch_size=64, steps=1000, log_every=25, save_every=100)
-    common.cifar16_panel(config)
+    common.cifar_panel(config, small=True)
     config.evaluation.teacher_samplers = common.fewer_samplers()
     return common.smoke(config) if "smoke" in given else config

@@ -6,7 +6,7 @@ from configs import common
 def get_config(arg="full"):
     """As superres_fashion_mnist, but of colours, and the network predicts velocities.
 
-    An hour or more on one CPU core.
+    About half an hour on one CPU core, not measured at full size yet.
     """
     given = common.words(arg)
     config = common.base()

@@ -7,7 +7,7 @@ def get_config(arg="full"):
     """Class-conditional DDPM++ that is told the means over blocks of 4x4 pixels, upsampled.
 
     A discrete noise-prediction model whose labels are hidden in one image of ten, for guidance.
-    An hour or more on one CPU core.
+    About half an hour on one CPU core.
     """
     given = common.words(arg)
     config = common.base()

@@ -24,6 +24,8 @@ END_BYTES, END64_BYTES, LOCATOR_BYTES = 22, 56, 20
 COMMENT = 1 << 16  # bytes of the longest, behind the end of the list
 LISTED, AHEAD = 46, 30  # bytes of an entry in the list and ahead of its content, besides its name in both
 USUALLY = 128  # bytes of an entry in the list, with its name
+DRIVE = re.compile(r"[A-Za-z]:")
+CHUNK = 1 << 20  # bytes of a list that are searched at a time
 IN_ZIP64 = 0xFFFFFFFF  # a length that is written elsewhere
 CONTROLS = re.compile(r"[\x00-\x1f]")
 
@@ -33,18 +35,22 @@ class Limits(NamedTuple):
 
     entries: int = 20_000
     ratio: int = 200  # of an entry's size to its compressed size
-    small: int = 1 << 20  # bytes of an entry whose ratio does not matter
+    small: int = 1 << 20  # bytes that an entry may have beyond the ratio
     name: int = 1000  # characters
 
 
 USUAL = Limits()
 
 
+class Damaged(zipfile.BadZipFile):
+    """What is no zip, or not whole: another copy may be sound, while other refusals are of the content."""
+
+
 def opened(file: Path | BinaryIO, limits: Limits = USUAL) -> zipfile.ZipFile:
     """The zip at a path or in a file, once its list of entries has been checked; the caller closes it.
 
-    Raises: zipfile.BadZipFile, in one line, if it is damaged or as `check`; before an object of every entry is
-      made, if the list is longer than `limits.entries` need.
+    Raises: Damaged; zipfile.BadZipFile as `check`; both in one line. A list that is longer than
+      `limits.entries` need is refused before an object of every entry is made.
     """
     with open(file, "rb") if isinstance(file, Path) else contextlib.nullcontext(file) as content:
         size = content.seek(0, os.SEEK_END)
@@ -52,7 +58,7 @@ def opened(file: Path | BinaryIO, limits: Limits = USUAL) -> zipfile.ZipFile:
     try:
         archive = zipfile.ZipFile(file)
     except DAMAGE as error:
-        raise zipfile.BadZipFile(f"it is damaged or no zip ({line(error)})") from None
+        raise Damaged(f"it is damaged or no zip ({line(error)})") from None
     try:
         check(archive.infolist(), size, limits)
     except zipfile.BadZipFile:
@@ -67,7 +73,7 @@ def check(entries: list[zipfile.ZipInfo], size: int, limits: Limits = USUAL) -> 
     Raises: zipfile.BadZipFile, in one line, for names that are empty, long, have control characters, are not
       what the zip says, or are absolute or lead out; for what is encrypted, or neither stored nor deflated;
       for more entries, bytes or ratios than `limits`; for a name that is there twice; for entries that
-      overlap, headers and the list included, or lie outside the file.
+      overlap or lie outside the file by what the list says of them, headers and the list itself included.
     """
     if len(entries) > limits.entries:
         raise zipfile.BadZipFile(f"it has more than {limits.entries:,} entries")
@@ -81,8 +87,8 @@ def check(entries: list[zipfile.ZipInfo], size: int, limits: Limits = USUAL) -> 
         listed += LISTED + len(name)
     for entry in sorted(entries, key=lambda entry: entry.header_offset):
         if entry.header_offset < end:
-            what = f"its entry '{shown(entry.orig_filename)}' begins within another or ahead of the file"
-            raise zipfile.BadZipFile(f"{what}, so they overlap")
+            what = "ahead of the file" if entry.header_offset < 0 else "within another, so they overlap"
+            raise zipfile.BadZipFile(f"its entry '{shown(entry.orig_filename)}' begins {what}")
         end = entry.header_offset + AHEAD + len(entry.orig_filename) + entry.compress_size
     if end > size - listed:
         raise zipfile.BadZipFile("its entries claim more bytes than the file has, so they overlap")
@@ -116,7 +122,7 @@ def _problem(entry: zipfile.ZipInfo, limits: Limits) -> str | None:
         return "has no usable name"
     if controls(name):
         return "has control characters in its name"
-    if not parts[0] or ":" in parts[0] or ".." in parts:
+    if not parts[0] or DRIVE.match(name) or ".." in parts:
         return "points out of it, by an absolute name, a drive or '..'"
     if name != entry.filename:
         return f"is named for something else, '{shown(entry.filename)}'"
@@ -124,7 +130,7 @@ def _problem(entry: zipfile.ZipInfo, limits: Limits) -> str | None:
         return "is encrypted"
     if entry.compress_type not in METHODS:
         return f"is neither stored nor deflated, but of method {entry.compress_type}"
-    if entry.file_size > max(limits.ratio * entry.compress_size, limits.small):
+    if entry.file_size > limits.ratio * entry.compress_size + limits.small:
         return f"claims {entry.file_size:,} bytes out of {entry.compress_size:,}"
     return None
 
@@ -132,16 +138,26 @@ def _problem(entry: zipfile.ZipInfo, limits: Limits) -> str | None:
 def _check_list(file: BinaryIO, size: int, limits: Limits) -> None:
     """Raises BadZipFile if the list of entries alone would fill the memory: zipfile makes an object of each."""
     if not size:
-        raise zipfile.BadZipFile("it is damaged or no zip: an empty file")
+        raise Damaged("it is damaged or no zip (an empty file)")
     for end, length in _lists(file, size).items():
         if length > min(size, limits.entries * USUALLY):
             raise zipfile.BadZipFile(
                 f"its list of entries claims {length:,} bytes, more than {limits.entries:,} entries need or "
                 "the file has"
             )
-        file.seek(max(0, end - length))
-        if file.read(min(length, end)).count(SIGNATURE) > limits.entries:
+        if _count(file, max(0, end - length), end) > limits.entries:
             raise zipfile.BadZipFile(f"it has more than {limits.entries:,} entries")
+
+
+def _count(file: BinaryIO, start: int, end: int) -> int:
+    """How often an entry's signature is found from `start` to `end`."""
+    found, kept = 0, b""
+    file.seek(start)
+    for at in range(start, end, CHUNK):
+        kept += file.read(min(CHUNK, end - at))
+        found += kept.count(SIGNATURE)
+        kept = kept[-(len(SIGNATURE) - 1) :]  # too short for one, which the next chunk may end
+    return found
 
 
 def _lists(file: BinaryIO, size: int) -> dict[int, int]:
@@ -152,9 +168,9 @@ def _lists(file: BinaryIO, size: int) -> dict[int, int]:
     if not (tail[place:].startswith(END) and tail.endswith(b"\0\0")):  # with a comment
         place = tail.rfind(END)
     if place < 0 or len(tail) < place + END_BYTES:
-        raise zipfile.BadZipFile("it is damaged or no zip: no list of entries is found")
+        raise Damaged("it is damaged or no zip (no list of entries is found)")
     found = {start + place: struct.unpack_from("<L", tail, place + 12)[0]}
-    if tail[max(0, place - LOCATOR_BYTES) : place].startswith(LOCATOR):
+    if place >= LOCATOR_BYTES and tail[place - LOCATOR_BYTES : place].startswith(LOCATOR):
         (stated,) = struct.unpack_from("<Q", tail, place - LOCATOR_BYTES + 8)
         before = max(0, start + place - LOCATOR_BYTES - END64_BYTES)
         for at in {before, min(stated, size)}:

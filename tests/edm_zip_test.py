@@ -213,6 +213,7 @@ HOSTILE = {
     "empty image": (written(GOOD | {"1.png": b""}), "its image '1.png' is empty"),
     "no zip": (lambda path: path.write_bytes(b"PK\x03\x04" + bytes(1000)), "damaged or no zip"),
     "empty": (lambda path: path.write_bytes(b""), "damaged or no zip"),
+    "short": (lambda path: path.write_bytes(b"PK\6\7xxx" + b"PK\5\6" + bytes(18)), "has no images"),
     "no images": (written({"readme.txt": b"hello"}), "has no images"),
 }
 
@@ -227,6 +228,15 @@ def test_a_hostile_zip_is_refused_in_one_line(tmp_path, name):
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=message):
         raw_images.source(str(path))
+
+
+def test_flat_images_are_no_bombs(tmp_path):
+    """They compress better than anything else that is sound."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (160, 160), (10, 20, 30)).save(buffer, "BMP")
+    path = tmp_path / "x.zip"
+    written({"0.bmp": buffer.getvalue()}, zipfile.ZIP_DEFLATED)(path)
+    assert raw_images.source(str(path)) is not None
 
 
 def test_a_list_of_too_many_entries_is_not_read(tmp_path, monkeypatch):
@@ -381,6 +391,22 @@ def test_tfds_images_survive(tmp_path, monkeypatch, dataset, shape):
     assert data.note == tfds.build({"dataset": dataset}).note
     assert ("JPEG" in data.note) == (dataset == "cifar10")
     assert raw_images.source(str(path)).note == data.note  # a copy of the copy says so too
+
+
+@pytest.mark.tfds
+@pytest.mark.slow
+def test_all_of_cifar10_comes_back(tmp_path, monkeypatch):
+    """50,000 images and labels, as TFDS has them."""
+    if "TFDS_DATA_DIR" not in os.environ:
+        monkeypatch.setenv("TFDS_DATA_DIR", str(TFDS))
+    path = tmp_path / "all.zip"
+    dataset_zip.write(raw_images.source("tfds:cifar10"), path)
+    ours = edm_zip.build(dict(path=str(path), size=32, channels=3, labels=10)).train
+    theirs = tfds.build({"dataset": "cifar10"}).train
+    assert len(ours) == len(theirs) == 50_000
+    for first in range(0, 50_000, 5000):
+        made, expected = (source.rows(np.arange(first, first + 5000)) for source in (ours, theirs))
+        chex.assert_trees_all_equal(made, expected)
 
 
 def test_equal_images_make_equal_files_and_folders(made, tmp_path):

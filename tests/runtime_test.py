@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
 from fastdiff_jax import rng
-from fastdiff_jax.runtime import backend, checkpoint, compile, files, mesh, writer
+from fastdiff_jax.runtime import backend, checkpoint, compile, files, mesh, sessions, writer
 from fastdiff_jax.types import Method
 from toy_run import BATCH, SEED, SHAPE, STEPS, Batches, State, run, toy_frozen, toy_method
 
@@ -180,6 +180,22 @@ def test_metrics_are_fetched_only_where_they_are_logged(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "device_get", lambda tree: fetched.append(tree) or get(tree))
     run(tmp_path, log_every=5, save_every=100)
     assert len(fetched) == 3  # steps 5, 10 and the last
+
+
+def test_every_save_is_told(tmp_path):
+    told = []
+    run(tmp_path, saved=told.append)
+    assert told == [4, 8, STEPS]
+
+
+def test_time_up_to_the_last_save_counts_however_a_session_ends(tmp_path):
+    """A session is noted anew at every save, so a kill leaves the last note; the next begins elsewhere."""
+    assert sessions.seconds(tmp_path) == 0
+    for first, last, spent in ((0, 4, 1.0), (0, 8, 2.5), (8, 12, 0.5), (12, 12, 9.0)):
+        sessions.record(tmp_path, first, last, spent)
+    assert sessions.seconds(tmp_path) == 3.0
+    noted = files.read_json(tmp_path / "sessions.json")
+    assert [(one["from"], one["to"]) for one in noted] == [(0, 8), (8, 12)]
 
 
 def test_a_batch_that_does_not_divide_leaves_no_trace_of_training(tmp_path):

@@ -131,6 +131,28 @@ def test_a_student_that_other_settings_made_is_refused_before_anything_is_traine
         study.run(made._replace(config=config(**rows)))
 
 
+def test_a_teacher_is_outlined_once_and_checked_in_every_folder(tmp_path, monkeypatch):
+    """Students share what is known of it; one in another folder has its teacher there."""
+    outlined, real = [], commands.weight_shapes
+    monkeypatch.setattr(
+        commands, "weight_shapes", lambda job, known=None: outlined.append(job) or real(job, known)
+    )
+    known, settings = commands.Outlines.none(), experiment.load("sfd_digits:smoke")
+    for name in ("one", "two"):
+        commands.check(experiment.Experiment(name, settings, tmp_path / "a" / name), known)
+    assert len(outlined) == 1
+    assert {path.name for path in known.checked} == {"one", "two", "edm_digits_smoke"}
+    faulty = settings.copy_and_resolve_references()
+    faulty.mesh.data = 3
+    with pytest.raises(ValueError, match="device"):
+        commands.check(experiment.Experiment("three", faulty, tmp_path / "a" / "three"), known)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "edm_digits_smoke").write_text("a file")
+    with pytest.raises(ValueError, match="edm_digits_smoke"):
+        commands.check(experiment.Experiment("one", settings, tmp_path / "b" / "one"), known)
+    assert len(outlined) == 1
+
+
 def test_rows_of_students_are_in_natural_order(made):
     rows = {name: changed(loss="l1") for name in ("8 steps", "128 steps", "64 steps")}
     found = students.of(made._replace(config=config(**rows)))

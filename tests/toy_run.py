@@ -123,7 +123,7 @@ class Batches:
 def run(workdir: Path, *, config: dict | None = None, method: Method | None = None,
         batches: Batches | None = None, batch_size: int = BATCH, steps: int = STEPS,
         sizes: dict | None = None, save_every: int = 4, log_every: int = 2, patience: int = 2,
-        rules=mesh.DEFAULT, store=checkpoint.Store) -> loop.Outcome:  # fmt: skip
+        rules=mesh.DEFAULT, store=checkpoint.Store, saved=lambda step: None) -> loop.Outcome:  # fmt: skip
     """Trains the toy in `workdir` as main would, without the evaluation."""
     method = method or toy_method()
     batches = batches or Batches(batch_size, (jax.process_index(), jax.process_count()))
@@ -135,6 +135,7 @@ def run(workdir: Path, *, config: dict | None = None, method: Method | None = No
                 method, toy_frozen(), batches, seed=SEED, steps=steps, batch_size=batch_size,
                 mesh=mesh.make(sizes or {"data": -1, "fsdp": 1}), store=files, writer=log, log_every=log_every,
                 save_every=save_every, patience=patience, progress=False, rules=rules,
+                saved=saved,
             )  # fmt: skip
         finally:
             log.close()

@@ -4,7 +4,6 @@ Nothing is unpacked to disk, and no more memory is taken than the caps say: numb
 ratios of compression, pixels of an image. What goes beyond is refused in one line.
 """
 
-import functools
 import io
 import os
 import stat
@@ -26,7 +25,10 @@ SLACK = 1 << 16  # bytes that any entry may take, however small in the file
 LIMITS = zips.Limits(entries=4_000_000, ratio=100, small=SLACK)
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
 
-shown = functools.partial(zips.shown, limit=LIMITS.name)  # a file's name in a message, whole
+
+def shown(name: str) -> str:
+    """A file's name as part of a message."""
+    return zips.shown(name, limit=LIMITS.name)
 
 
 def is_image(name: str) -> bool:
@@ -44,6 +46,8 @@ class Zip:
         self.path = Path(path)
         try:
             self.file = zips.opened(self.path, LIMITS)
+        except zips.Damaged as error:
+            raise ValueError(f"{self.path}: {error}; make or fetch it again.") from None
         except zipfile.BadZipFile as error:
             raise self._refused(error) from None
         infos = [info for info in self.file.infolist() if not info.is_dir()]

@@ -4,6 +4,7 @@ import io
 import math
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -51,16 +52,30 @@ def train(run: Experiment) -> bool:
     return True
 
 
-def check(run: Experiment, known: dict[str, Params] | None = None) -> None:
+class Outlines(NamedTuple):
+    """What checks of several runs share, both filled in as they go."""
+
+    shapes: dict[str, Params]  # of products, by reference
+    checked: set[Path]  # work directories
+
+    @staticmethod
+    def none() -> "Outlines":
+        """Nothing known yet."""
+        return Outlines({}, set())
+
+
+def check(run: Experiment, known: Outlines | None = None) -> None:
     """Raises ValueError for what training would only meet later, before anything is written.
 
     That is a workdir that cannot be used, or an impossible batch, of the run and of what it builds on.
 
     Args:
-      known: shapes of products by reference, which this adds to: students of one teacher outline and check it
-        once.
+      known: shared between students of one teacher, which is outlined and checked once.
     """
-    known = {} if known is None else known
+    known = known or Outlines.none()
+    if run.workdir in known.checked:
+        return
+    known.checked.add(run.workdir)
     experiment.check_writable(run.workdir)
     if finished(run):
         return
@@ -81,8 +96,7 @@ def check(run: Experiment, known: dict[str, Params] | None = None) -> None:
         if check_teacher is not None and role == "teacher":
             check_teacher(method.to_dict(), basis.config.method.to_dict())
     for role, reference in job.prerequisites.items():
-        # Else it is finished, and perhaps not this user's to write; or it has been checked.
-        if experiment.folder(reference) is None and reference not in known:
+        if experiment.folder(reference) is None:  # else it is finished, and perhaps not this user's to write
             check(bases[role], known)
     state_shapes(job, known)  # refuses networks, conditions and shipped weights that do not fit each other
     # Several processes would race here; what they meet later is the same refusal.
@@ -125,13 +139,17 @@ def fit(run: Experiment) -> bool:
         deltas.keep_base(run, job, begun=latest is not None)
         first = latest or 0
         logs = writer.Writer(run.workdir, train.writers, name=run.name, config=run.config.to_dict())
+
+        def trained(step):
+            sessions.record(run.workdir, first, step, time.perf_counter() - begun)
+
         outcome = loop.train(
             job.method, frozen, batches, initial=initial, seed=run.config.seed, steps=train.steps,
             batch_size=train.batch_size, mesh=mesh, store=store, writer=logs,
             log_every=train.log_every, save_every=train.save_every, patience=train.patience,
-            snapshot_every=kept.every if kept else 0, snapshot=posthoc.of(kept),
+            snapshot_every=kept.every if kept else 0, snapshot=posthoc.of(kept), saved=trained,
         )  # fmt: skip
-        sessions.record(run.workdir, first, outcome.step, time.perf_counter() - begun)
+        trained(outcome.step)
         if outcome.finished:
             store.finish(outcome.step, job.method.weights(outcome.state))
             progress.say(f"{run.name}: trained in {sessions.seconds(run.workdir):.0f} s")
@@ -181,13 +199,14 @@ def shipped(job: Job) -> Frozen:
     return found
 
 
-def basis_shapes(job: Job, known: dict[str, Params] | None = None) -> tuple[Frozen, Frozen]:
+def basis_shapes(job: Job, known: Outlines | None = None) -> tuple[Frozen, Frozen]:
     """Shapes of what `starting_weights` loads, without reading anything; `known` as in `check`."""
-    known = {} if known is None else known
+    known = known or Outlines.none()
     for reference in job.prerequisites.values():
-        if reference not in known:
-            known[reference] = weight_shapes(assemble(experiment.load(reference), outline=True))
-    found = exact(job) | shipped(job) | {role: known[r] for role, r in job.prerequisites.items()}
+        if reference not in known.shapes:
+            above = assemble(experiment.load(reference), outline=True)
+            known.shapes[reference] = weight_shapes(above, known)
+    found = exact(job) | shipped(job) | {role: known.shapes[r] for role, r in job.prerequisites.items()}
     initial = {"initial": found.pop("initial")} if "initial" in found else {}
     return found, initial
 
@@ -214,15 +233,15 @@ def teacher(run: Experiment, outline: bool = False) -> Job:
     return job
 
 
-def state_shapes(job: Job, known: dict[str, Params] | None = None) -> Params:
+def state_shapes(job: Job, known: Outlines | None = None) -> Params:
     """Shapes of a method's training state; `known` as in `check`."""
     frozen, initial = basis_shapes(job, known)
     return jax.eval_shape(job.method.init, rng.root(0, "init"), frozen | initial)
 
 
-def weight_shapes(job: Job) -> Params:
-    """Shapes of a method's product."""
-    return job.method.weights(state_shapes(job))
+def weight_shapes(job: Job, known: Outlines | None = None) -> Params:
+    """Shapes of a method's product; `known` as in `check`."""
+    return job.method.weights(state_shapes(job, known))
 
 
 def product(job: Job, run: Experiment, mesh) -> Params:

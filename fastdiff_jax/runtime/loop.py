@@ -32,7 +32,8 @@ class Outcome(NamedTuple):
 def train(method: Method, frozen: Frozen, batches: Any, *, seed: int, steps: int, batch_size: int, mesh: Mesh,
           store: Store, writer: Writer, log_every: int, save_every: int, patience: int, progress: bool = True,
           rules: Rules = DEFAULT, initial: Frozen = {}, snapshot_every: int = 0,
-          snapshot: Callable[[State], Sequence[Params]] | None = None) -> Outcome:  # fmt: skip
+          snapshot: Callable[[State], Sequence[Params]] | None = None,
+          saved: Callable[[int], None] = lambda step: None) -> Outcome:  # fmt: skip
     """Trains to `steps` from where the store stands; the result does not depend on interruptions.
 
     The key of step n is fold_in(root(seed, "train"), n), the data iterator's position is saved with the
@@ -47,6 +48,7 @@ def train(method: Method, frozen: Frozen, batches: Any, *, seed: int, steps: int
       rules: where weights and frozen trees lie, see `mesh.shardings`.
       initial: trees that only `method.init` reads, as if they were frozen: weights to start from.
       snapshot: what of the state is kept for good after every `snapshot_every` steps, and after the last.
+      saved: called with the number of steps done whenever a state is saved.
     Raises: ValueError if the batch does not divide, the store cannot be resumed from, or the loss stays
       non-finite; no state with a non-finite loss or a NaN inside is ever saved, so the last checkpoint
       is a good one.
@@ -98,12 +100,13 @@ def train(method: Method, frozen: Frozen, batches: Any, *, seed: int, steps: int
                 # The loss is that of the weights before the update, which may have broken them.
                 if not bad and sound(state):
                     store.save(done, state, batches.get_state())
+                    saved(done)
                 elif last:
                     raise ValueError(_diverged({"the state": math.nan}, done, strikes, store))
             if stop and not last:
                 store.wait()
-                saved = f"saved is step {store.latest()}, the same command goes on"
-                progress_bar.note(f"stopped at step {done}; {saved}.", progress)
+                kept = f"saved is step {store.latest()}, the same command goes on"
+                progress_bar.note(f"stopped at step {done}; {kept}.", progress)
                 return Outcome(state, done, False)
     store.wait()
     return Outcome(state, max(start, steps), True)

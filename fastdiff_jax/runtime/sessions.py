@@ -10,10 +10,14 @@ NAME = "sessions.json"
 
 
 def record(workdir: Path, first: int, last: int, seconds: float) -> None:
-    """Adds a session that trained steps first..last-1; a killed session leaves no record."""
+    """Notes that the session that began with step `first` has trained steps first..last-1 so far.
+
+    It is called at every checkpoint: of a killed session, what came after its last one is not counted.
+    """
     if jax.process_index() == 0 and last > first:
         known = files.read_json(Path(workdir) / NAME) or []
-        files.write_json(Path(workdir) / NAME, [*known, {"from": first, "to": last, "seconds": seconds}])
+        others = [session for session in known if session["from"] != first]
+        files.write_json(Path(workdir) / NAME, [*others, {"from": first, "to": last, "seconds": seconds}])
 
 
 def seconds(workdir: Path) -> float:

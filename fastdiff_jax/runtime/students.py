@@ -57,7 +57,7 @@ def check(students: Sequence[Student], basis: Experiment, mesh: Mesh) -> None:
     That is one of other data or another teacher than the study's, two that a table would confuse, what
     `commands.check` refuses, and a finished one that other settings have made.
     """
-    shapes = {}
+    known = commands.Outlines.none()
     for row, run in students:
         settings.check(run.config)
         own, theirs = (data.get("source", data).to_dict() for data in (run.config.data, basis.config.data))
@@ -72,7 +72,7 @@ def check(students: Sequence[Student], basis: Experiment, mesh: Mesh) -> None:
                 f"student {row} builds on {', '.join(above) or 'nothing'}, not on the study's teacher "
                 f"{basis.name}; name a student of this teacher."
             )
-        commands.check(run, shapes)
+        commands.check(run, known)
         if commands.finished(run):
             commands.product(assemble(run.config, outline=True), run, mesh)
     samplers(students)

@@ -89,7 +89,7 @@ def check(study: Experiment, teachers: Sequence[Teacher]) -> None:
         raise ValueError(f"a study runs in one process, not {jax.process_count()}; start it on one host.")
     mesh, config = meshes.make(study.config.mesh), study.config.evaluation
     meshes.check_divides(config.batch_size, mesh, "evaluation.batch_size")
-    first, shares, shapes = teachers[0], {}, {}
+    first, shares, known = teachers[0], {}, commands.Outlines.none()
     for one in teachers:
         row, given = one.row, one.run.config
         settings.check(given)
@@ -101,7 +101,7 @@ def check(study: Experiment, teachers: Sequence[Teacher]) -> None:
         job = commands.teacher(one.run, outline=True)
         requests(study.config, job)
         shares[row] = steps(one.run)
-        commands.check(one.run, shapes)
+        commands.check(one.run, known)
         if commands.finished(one.run):
             commands.product(job, one.run, mesh)
             check_points(study, one)

@@ -328,7 +328,8 @@ def test_the_command_refuses_in_one_line(tmp_path, monkeypatch, capsys, flags, w
 
 
 @pytest.mark.parametrize("damage, words", [
-    ("cut", "is no npz of recorded outputs: "), ("npy", "is no npz of recorded outputs: it is damaged or no zip"),
+    ("cut", "is no npz of recorded outputs: "),
+    ("npy", "is no npz of recorded outputs: it is damaged or no zip"),
     ("nan", "D is not finite, so it compares with nothing"), ("complex", "D is of the type complex64"),
 ])  # fmt: skip
 def test_damaged_outputs_are_refused_in_one_line(tmp_path, capsys, damage, words):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import snapshots
+from fastdiff_jax import messages
 from fastdiff_jax.interop import edm_networks, edm_pickle, pickles
 
 HERE = Path(__file__).parent
@@ -87,7 +88,7 @@ def test_no_tuple_is_walked_to_say_what_is_wrong_with_it(tmp_path):
     (tmp_path / "a.pkl").write_bytes(snapshots.bombs("absent")["nested_argument"][1])
     with pytest.raises(ValueError, match="has img_resolution a tuple, which is not a whole number"):
         edm_networks.described(edm_pickle.read(tmp_path / "a.pkl")["ema"])
-    assert pickles.shown("a\x1b[31m\n" * 50, 10) == "a\\x1b[31m\\na\\x1b[..."
+    assert messages.shown("a\x1b[31m\n" * 50, 10) == "a\\x1b[31m\\na\\x1b[..."
 
 
 @pytest.mark.parametrize("value", [

@@ -232,17 +232,28 @@ def test_a_hostile_zip_is_refused_in_one_line(tmp_path, name):
 
 def test_flat_images_are_no_bombs(tmp_path):
     """They compress better than anything else that is sound."""
+    flat = Image.new("RGB", (160, 160), (10, 20, 30))
     buffer = io.BytesIO()
-    Image.new("RGB", (160, 160), (10, 20, 30)).save(buffer, "BMP")
-    path = tmp_path / "x.zip"
-    written({"0.bmp": buffer.getvalue()}, zipfile.ZIP_DEFLATED)(path)
-    assert raw_images.source(str(path)) is not None
+    flat.save(buffer, "BMP")
+    path = archived(tmp_path / "x.zip", {"0.bmp": buffer.getvalue()}, zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(path) as file:
+        (entry,) = file.infolist()
+    assert entry.file_size > max(archive.LIMITS.ratio * entry.compress_size, archive.SLACK)
+    ((pixels, _),) = raw_images.source(str(path)).images()
+    np.testing.assert_array_equal(pixels, np.asarray(flat))
+
+
+def test_a_copy_of_a_zip_opens_it_again(made):
+    first = archive.Zip(made)
+    other = pickle.loads(pickle.dumps(first))
+    first.file.close()
+    assert other.names == first.names and other.read(other.names[0]).startswith(b"\x89PNG")
 
 
 def test_a_list_of_too_many_entries_is_not_read(tmp_path, monkeypatch):
     path = archived(tmp_path / "x.zip", {f"{n}.png": b"" for n in range(40)})
     monkeypatch.setattr(archive, "LIMITS", archive.LIMITS._replace(entries=10))
-    monkeypatch.setattr(zipfile, "ZipFile", None)
+    monkeypatch.setattr(archive.zips, "Archive", None)
     words = "x.zip is refused: its list of entries claims .*; get the data set from where you trust it"
     with pytest.raises(ValueError, match=words):
         archive.Zip(path)

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 # What a part of the package may import of the package, besides itself.
-CORE = {"types", "trees", "averages", "rng", "registry", "zips"}
+CORE = {"types", "trees", "averages", "rng", "registry", "messages", "zips"}
 WAIST = CORE | {"processes", "precond", "guidance", "conditioning"}
 PARTS = {
     **dict.fromkeys(CORE, CORE),

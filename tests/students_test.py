@@ -131,12 +131,18 @@ def test_a_student_that_other_settings_made_is_refused_before_anything_is_traine
         study.run(made._replace(config=config(**rows)))
 
 
-def test_a_teacher_is_outlined_once_and_checked_in_every_folder(tmp_path, monkeypatch):
-    """Students share what is known of it; one in another folder has its teacher there."""
-    outlined, real = [], commands.weight_shapes
+@pytest.fixture
+def outlined(monkeypatch):
+    """The jobs whose products' shapes are asked for from now on."""
+    found, real = [], commands.weight_shapes
     monkeypatch.setattr(
-        commands, "weight_shapes", lambda job, known=None: outlined.append(job) or real(job, known)
+        commands, "weight_shapes", lambda job, known=None: found.append(job) or real(job, known)
     )
+    return found
+
+
+def test_a_teacher_is_outlined_once_and_checked_in_every_folder(tmp_path, outlined):
+    """Students share what is known of it; one in another folder has its teacher there."""
     known, settings = commands.Outlines.none(), experiment.load("sfd_digits:smoke")
     for name in ("one", "two"):
         commands.check(experiment.Experiment(name, settings, tmp_path / "a" / name), known)
@@ -151,6 +157,34 @@ def test_a_teacher_is_outlined_once_and_checked_in_every_folder(tmp_path, monkey
     with pytest.raises(ValueError, match="edm_digits_smoke"):
         commands.check(experiment.Experiment("one", settings, tmp_path / "b" / "one"), known)
     assert len(outlined) == 1
+
+
+def test_a_teacher_without_a_folder_is_refused_for_every_student(tmp_path):
+    """What was refused once does not count as checked."""
+    known, settings = commands.Outlines.none(), experiment.load("lab_sfd:smoke")
+    (tmp_path / "lab_edm_smoke").write_text("a file")
+    for name in ("one", "two"):
+        with pytest.raises(ValueError, match="lab_edm_smoke"):
+            commands.check(experiment.Experiment(name, settings, tmp_path / name), known)
+
+
+def test_what_bases_build_on_is_outlined_once(tmp_path, outlined):
+    settings = experiment.load("lab_sfd:smoke")
+    settings.init_from = "lab_sfd:smoke"  # which itself starts as lab_edm:smoke
+    known = commands.Outlines.none()
+    commands.check(experiment.Experiment("one", settings, tmp_path / "one"), known)
+    assert list(known.shapes) == ["lab_edm:smoke", "lab_sfd:smoke"] and len(outlined) == 2
+
+
+def test_a_study_checks_and_outlines_its_teacher_once(tmp_path, monkeypatch, outlined):
+    """Its own check of it and those of its students are one."""
+    checked = []
+    monkeypatch.setattr(experiment, "check_writable", lambda path: checked.append(path.name))
+    rows = {name: changed(loss=name) for name in ("l1", "l2")}
+    run = experiment.Experiment("few", config(**rows), tmp_path / "few")
+    study.check(run, experiment.prerequisite(run.config.teacher, run.workdir))
+    assert len(outlined) == 1 and checked.count("lab_edm_smoke") == 1
+    assert len(checked) == 3 and not list(tmp_path.iterdir())
 
 
 def test_rows_of_students_are_in_natural_order(made):

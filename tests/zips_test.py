@@ -69,17 +69,62 @@ def in_zip64(content, size=None, at=None, apart=b""):
     return content[:place] + record + apart + locator + bytes(end)
 
 
-def test_a_path_is_opened_and_closed(tmp_path, monkeypatch):
-    path = tmp_path / "x.zip"
+def test_a_path_is_opened_once_and_closed(tmp_path, monkeypatch):
+    path, files, errors, real = tmp_path / "x.zip", [], [], open
+    monkeypatch.setattr(zips, "open", lambda *how: files.append(real(*how)) or files[-1], raising=False)
     path.write_bytes(zipped("ab"))
     with zips.opened(path) as file:
-        assert file.namelist() == ["a", "b"]
-    assert file.fp is None
-    closed, close = [], zipfile.ZipFile.close
-    monkeypatch.setattr(zipfile.ZipFile, "close", lambda file: closed.append(file.filename) or close(file))
-    with pytest.raises(zipfile.BadZipFile, match="no usable name") as caught:
-        zips.opened(path, SMALL._replace(name=0))
-    assert closed == [str(path)] and caught.tb  # which keeps the file from being closed as forgotten
+        assert file.read("b") == bytes(10) and not files[0].closed
+    assert file.fp is None and len(files) == 1 and files[0].closed
+    damaged = zipped("ab").replace(LISTED, b"PK\1\3")
+    for content, limits, kind in (
+        (zipped("ab"), SMALL._replace(name=0), zips.Refused), (zipped("abcd"), SMALL, zips.Refused),
+        (damaged, SMALL, zips.Damaged), (b"", SMALL, zips.Damaged),
+    ):  # fmt: skip
+        path.write_bytes(content)
+        with pytest.raises(kind) as caught:
+            zips.opened(path, limits)
+        errors.append(caught)  # which keeps the file from being closed as forgotten
+    assert len(files) == 5 and all(file.closed for file in files)
+
+
+def test_a_file_that_was_handed_over_stays_open():
+    buffer = io.BytesIO(zipped("ab"))
+    zips.opened(buffer).close()
+    with pytest.raises(zips.Refused):
+        zips.opened(buffer, SMALL._replace(name=0))
+    assert not buffer.closed
+
+
+@pytest.mark.parametrize("error", [struct.error("of a length"), OSError("of the disk"), OverflowError()])
+def test_whatever_goes_wrong_while_it_is_opened_is_damage(monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    for owner, name in ((zips, "_lists"), (zips, "Archive")):
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, fail)
+            refused(zipped("a"), r"it is damaged or no zip \(" + (str(error) or "OverflowError"))
+
+
+def test_a_comment_with_another_end_is_refused(monkeypatch):
+    """A whole one, which fits as well, and a signature, which zipfile takes for one."""
+    monkeypatch.setattr(zips, "Archive", None)
+    whole = END + bytes(18)
+    for comment in (whole, b"and " + whole, whole + bytes(12), b"said " + END, END + bytes(16) + b"\1\0a"):
+        refused(zipped("ab", comment=comment), "its comment holds another end of a zip")
+
+
+@pytest.mark.parametrize("more", [b"\n", bytes(3), END])
+def test_what_follows_its_end_is_damage(more):
+    """Else it would be part of a comment that is longer than it says."""
+    refused(zipped("ab", comment=b"said") + more, "no list of entries is found at its end")
+
+
+def test_the_place_of_the_list_may_look_like_an_end():
+    content = bytearray(zipped("a"))
+    content[-6:-2] = END
+    refused(bytes(content), "'a' begins ahead of the file")  # as the list is elsewhere: it was found
 
 
 @pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
@@ -169,11 +214,19 @@ def test_entries_that_overlap_are_refused(limits, count, size, shift):
 
 
 @pytest.mark.parametrize("more", [0, 1])
-def test_entries_end_where_their_list_begins(more):
+@pytest.mark.parametrize("names, renamed", [
+    ("ab", None), ("é漢", None), (["#e#", "#o#"], {b"#e#": b"#\x82#", b"#o#": b"#\x93#"}),
+])  # fmt: skip
+def test_entries_end_where_their_list_begins(names, renamed, more):
+    """Names count as the bytes that they have in the zip: in UTF-8, or as é and ô in the code page of DOS."""
+
     def change(file):
         file.filelist[1].compress_size = file.filelist[1].file_size = 10 + more
 
-    content = zipped("ab", change=change)
+    content = zipped(names, change=change)
+    for old, new in (renamed or {}).items():
+        assert content.count(old) == 2
+        content = content.replace(old, new)
     if more:
         refused(content, "more bytes than the file has")
     else:
@@ -201,7 +254,7 @@ def test_a_long_list_is_not_read(monkeypatch, form, count, name, words):
     content = zipped([f"{name}{n}" for n in range(count)], comment=b"said" * (form == "comment"))
     if form in ("zip64", "apart"):
         content = in_zip64(content, apart=b"more" * (form == "apart"))
-    monkeypatch.setattr(zipfile, "ZipFile", None)
+    monkeypatch.setattr(zips, "Archive", None)
     refused(content, words, SMALL._replace(name=200))
 
 
@@ -217,7 +270,7 @@ def test_entries_are_counted_again_after_they_are_read():
 ])  # fmt: skip
 def test_a_list_in_zip64_is_measured_too(monkeypatch, change):
     content = in_zip64(zipped("a"), **change)
-    monkeypatch.setattr(zipfile, "ZipFile", None)
+    monkeypatch.setattr(zips, "Archive", None)
     refused(content, f"claims {change['size']:,} bytes")
 
 
@@ -230,7 +283,7 @@ def test_a_list_is_no_longer_than_the_file(monkeypatch, length, locator):
     length = min(length + len(locator), 0xFFFFFFFF)
     content = content[:place] + locator + end[:12] + struct.pack("<L", length) + end[16:]
     assert len(content) < length
-    monkeypatch.setattr(zipfile, "ZipFile", None)
+    monkeypatch.setattr(zips, "Archive", None)
     refused(content, f"claims {length:,} bytes")
 
 
@@ -248,8 +301,8 @@ def test_damage_ends_in_one_exception():
     """Bytes that are flipped or overwritten, and cuts anywhere; reading what opens may end in any DAMAGE."""
     generator, tally = random.Random(0), {"refused": 0, "damaged": 0, "read": 0}
     sources = [zipped(["a.png", "é/b", "c"], 40, method) for method in zips.METHODS]
-    ends = in_zip64(zipped([]))  # no entries ahead of them
-    for content in (*sources, in_zip64(sources[0]), ends):
+    ends = in_zip64(zipped([]))  # no entries ahead of them, nor of the last two an end of zip64
+    for content in (*sources, in_zip64(sources[0]), ends, ends[zips.END64_BYTES :], zipped([])):
         for number in range(700):
             made, at = bytearray(content), generator.randrange(len(content))
             if number % 4 == 0:

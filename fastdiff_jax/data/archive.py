@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from fastdiff_jax import zips
+from fastdiff_jax import messages, zips
 
 MOST_OTHERS = 1000  # entries beside the images: a data set has one, its labels
 MOST_BYTES = 1 << 26  # of one image file
@@ -28,7 +28,7 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bm
 
 def shown(name: str) -> str:
     """A file's name as part of a message."""
-    return zips.shown(name, limit=LIMITS.name)
+    return messages.shown(name, limit=LIMITS.name)
 
 
 def is_image(name: str) -> bool:
@@ -48,7 +48,7 @@ class Zip:
             self.file = zips.opened(self.path, LIMITS)
         except zips.Damaged as error:
             raise ValueError(f"{self.path}: {error}; make or fetch it again.") from None
-        except zipfile.BadZipFile as error:
+        except zips.Refused as error:
             raise self._refused(error) from None
         infos = [info for info in self.file.infolist() if not info.is_dir()]
         if problem := _problem(infos):
@@ -64,7 +64,7 @@ class Zip:
                 return self.file.read(info)
         except zips.DAMAGE as error:
             raise ValueError(
-                f"{self.path}: {shown(name)} is damaged ({zips.line(error)}); make or fetch the zip again."
+                f"{self.path}: {shown(name)} is damaged ({messages.line(error)}); make or fetch the zip again."
             ) from None
         raise ValueError(f"{self.path}: {shown(name)} has {info.file_size:,} bytes; {most:,} is the most.")
 
@@ -123,7 +123,7 @@ def image(content: bytes, name: str) -> Image.Image:
     try:
         found = Image.open(io.BytesIO(content), formats=[kind] if kind else [])
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{name} claims more pixels than are read ({zips.line(error)})") from None
+        raise ValueError(f"{name} claims more pixels than are read ({messages.line(error)})") from None
     except (OSError, ValueError, SyntaxError, struct.error):
         raise ValueError(f"{name} is no {kind or 'known'} image, or damaged.") from None
     width, height = found.size
@@ -137,7 +137,7 @@ def pixels(found: Image.Image, name: str) -> np.ndarray:
     try:
         return np.asarray(found)
     except (OSError, ValueError, SyntaxError, IndexError, struct.error, zlib.error) as error:
-        raise ValueError(f"{name} is damaged ({zips.line(error)}).") from None
+        raise ValueError(f"{name} is damaged ({messages.line(error)}).") from None
 
 
 def _problem(infos: list[zipfile.ZipInfo]) -> str | None:

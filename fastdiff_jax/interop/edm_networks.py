@@ -16,8 +16,8 @@ import numpy as np
 from fastdiff_jax import registry
 from fastdiff_jax.interop import names
 from fastdiff_jax.interop.edm_pickle import Plain, Record, flatten
-from fastdiff_jax.interop.pickles import shown
 from fastdiff_jax.interop.torch_state import Module
+from fastdiff_jax.messages import shown
 from fastdiff_jax.types import Network, Params
 
 PREFIX = "model."  # of a network's names inside its preconditioner

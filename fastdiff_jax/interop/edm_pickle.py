@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from fastdiff_jax import messages
 from fastdiff_jax.interop import pickles, torch_state
 from fastdiff_jax.interop.pickles import Call, Mapped, Name
 from fastdiff_jax.interop.torch_state import STORAGES, Budget, Module, Storage
@@ -96,7 +97,7 @@ def dtype(code, *flags) -> Dtype:
     """What numpy.dtype is called with."""
     del flags
     if not isinstance(code, str) or code not in DTYPES:
-        raise pickle.UnpicklingError(f"the numpy type {pickles.shown(code)}")
+        raise pickle.UnpicklingError(f"the numpy type {messages.shown(code)}")
     return Dtype(code)
 
 
@@ -165,10 +166,9 @@ def read(path: Path) -> dict[str, Any]:
         if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
             raise pickle.UnpicklingError("something else than a dict of networks")
     except pickles.DAMAGE as error:
-        what = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"{path.name} is no network snapshot that can be read, nothing of it was run: {what}; use a file "
-            "that the EDM code or one built on it has written."
+            f"{path.name} is no network snapshot that can be read, nothing of it was run: "
+            f"{messages.line(error)}; use a file that the EDM code or one built on it has written."
         ) from None
     return dict(found)
 
@@ -191,8 +191,8 @@ def chosen(snapshot: Mapping[str, Any], key: str | None = None) -> tuple[str, Re
     usual = [one for one in KEYS if one in known]
     asked = key if key is not None else (usual or (known if len(known) == 1 else [None]))[0]
     if asked not in known:
-        there = ", ".join(pickles.shown(one) for one in known) or "none"
-        also = ", ".join(pickles.shown(one) for one in snapshot if one not in known) or "nothing"
+        there = ", ".join(messages.shown(one) for one in known) or "none"
+        also = ", ".join(messages.shown(one) for one in snapshot if one not in known) or "nothing"
         what = f"no network {asked!r}" if asked is not None else "no network of a usual name"
         raise ValueError(
             f"the snapshot has {what}; networks there: {there}; other entries: {also}; choose by --key."
@@ -209,7 +209,7 @@ def flatten(network: Record) -> dict[str, np.ndarray]:
 
     def walk(module, path):
         if id(module) in seen or len(path) > torch_state.MODULES:
-            raise pickle.UnpicklingError(f"the module {pickles.shown('.'.join(path))}, held twice or too deep")
+            raise pickle.UnpicklingError(f"the module {messages.shown('.'.join(path))}, held twice or too deep")
         seen.add(id(module))
         passing = module.state.get("_non_persistent_buffers_set")
         passing = passing if isinstance(passing, set | frozenset) else ()
@@ -240,5 +240,5 @@ def _held(module, where, kind):
     found = {name: value for name, value in found.items() if value is not None}
     for name, value in found.items():
         if not isinstance(value, kind):
-            raise pickle.UnpicklingError(f"a {type(value).__name__} in {where} at {pickles.shown(name)}")
+            raise pickle.UnpicklingError(f"a {type(value).__name__} in {where} at {messages.shown(name)}")
     return found

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from fastdiff_jax import zips
+from fastdiff_jax import messages, zips
 
 LIMITS = zips.Limits(entries=100)
 NUMBERS = "fiu"  # kinds of dtypes that are real numbers
@@ -38,7 +38,7 @@ def read(
                 if name not in absent or f"{name}.npy" in there
             }
     except DAMAGE as error:
-        raise ValueError(zips.line(error)) from None
+        raise ValueError(messages.line(error)) from None
 
 
 def _array(archive, name, kind, most):

@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from fastdiff_jax.zips import shown
+from fastdiff_jax import messages
 
 # What a damaged pickle may end in, besides what is refused here.
 DAMAGE = (
@@ -83,7 +83,7 @@ def named(names: Vocabulary, module: str, name: str) -> Name:
     try:
         return names[module, name]
     except KeyError:
-        asked = f"{shown(module)}.{shown(name)}"
+        asked = f"{messages.shown(module)}.{messages.shown(name)}"
         raise pickle.UnpicklingError(f"the name {asked}, which no state of a network needs") from None
 
 

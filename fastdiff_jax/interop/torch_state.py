@@ -18,7 +18,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from fastdiff_jax import zips
+from fastdiff_jax import messages, zips
 from fastdiff_jax.interop import pickles
 from fastdiff_jax.interop.pickles import Call, Mapped, Name
 
@@ -175,17 +175,17 @@ def read(path: Path) -> dict[str, np.ndarray]:
         try:
             return safetensors.numpy.load(path.read_bytes())
         except safetensors.SafetensorError as error:
-            raise ValueError(f"{path.name} is no safetensors file: {' '.join(str(error).split())}.") from None
+            raise ValueError(f"{path.name} is no safetensors file: {messages.line(error)}.") from None
         except KeyError as error:  # of a type that numpy has not
             raise ValueError(
-                f"{path.name} holds numbers of type {pickles.shown(error.args[0])}; save float32."
+                f"{path.name} holds numbers of type {messages.shown(error.args[0])}; save float32."
             ) from None
     try:
         return _zipped(path) if zipfile.is_zipfile(path) else _old(path.read_bytes())
     except pickles.DAMAGE as error:
         raise ValueError(
             f"{path.name} is no state dict of torch that can be read, nothing of it was run: "
-            f"{zips.line(error)}; save the model's state_dict()."
+            f"{messages.line(error)}; save the model's state_dict()."
         ) from None
 
 
@@ -206,7 +206,7 @@ class Storages:
             raise pickle.UnpicklingError("a storage without class, key or size")
         storage = Storage(key, kind.dtype, count)
         if self.found.setdefault(key, storage) != storage:
-            raise pickle.UnpicklingError(f"two storages of the key '{pickles.shown(key)}'")
+            raise pickle.UnpicklingError(f"two storages of the key '{messages.shown(key)}'")
         return storage
 
 
@@ -308,7 +308,7 @@ def _zipped(path):
 
         def numbers(key):
             if f"{stem}data/{key}" not in names:
-                raise pickle.UnpicklingError(f"no numbers of the storage '{pickles.shown(key)}'")
+                raise pickle.UnpicklingError(f"no numbers of the storage '{messages.shown(key)}'")
             return np.frombuffer(stored(archive, f"{stem}data/{key}"), np.uint8)
 
         return _arrays(tensors, path.stat().st_size, numbers)
@@ -318,7 +318,7 @@ def stored(archive: zipfile.ZipFile, name: str) -> bytes:
     """An entry that is not compressed, as torch's data are not; so it is no longer than the archive."""
     entry = archive.getinfo(name)
     if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
-        raise zipfile.BadZipFile(f"the compressed entry {zips.shown(name)}, which torch does not write")
+        raise zipfile.BadZipFile(f"the compressed entry {messages.shown(name)}, which torch does not write")
     return archive.read(entry)
 
 
@@ -333,7 +333,7 @@ def attributes(script: object) -> dict[str, Tensor]:
 
     def walk(module, path):
         if id(module) in seen or len(path) > MODULES:
-            raise pickle.UnpicklingError(f"the module {pickles.shown('.'.join(path))}, held twice or too deep")
+            raise pickle.UnpicklingError(f"the module {messages.shown('.'.join(path))}, held twice or too deep")
         seen.add(id(module))
         for name, value in module.state.items():
             if isinstance(value, Module):

@@ -14,6 +14,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from fastdiff_jax import messages
 from fastdiff_jax.runtime import commands, experiment, progress, settings
 from fastdiff_jax.runtime.experiment import Experiment
 
@@ -194,7 +195,7 @@ def guarded(work: Callable[[], int]) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("FASTDIFF_TRACEBACK"):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {messages.line(error)}", file=sys.stderr)
         return 2
 
 

@@ -56,7 +56,7 @@ class Outlines(NamedTuple):
     """What checks of several runs share, both filled in as they go."""
 
     shapes: dict[str, Params]  # of products, by reference
-    checked: set[Path]  # work directories
+    checked: set[Path]  # work directories of runs that passed
 
     @staticmethod
     def none() -> "Outlines":
@@ -73,9 +73,12 @@ def check(run: Experiment, known: Outlines | None = None) -> None:
       known: shared between students of one teacher, which is outlined and checked once.
     """
     known = known or Outlines.none()
-    if run.workdir in known.checked:
-        return
-    known.checked.add(run.workdir)
+    if run.workdir not in known.checked:
+        _check(run, known)
+        known.checked.add(run.workdir)
+
+
+def _check(run: Experiment, known: Outlines) -> None:
     experiment.check_writable(run.workdir)
     if finished(run):
         return

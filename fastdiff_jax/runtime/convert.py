@@ -7,7 +7,7 @@ import numpy as np
 from absl import flags
 
 from fastdiff_jax.interop import lpips, torch_state
-from fastdiff_jax.interop.pickles import shown
+from fastdiff_jax.messages import shown
 from fastdiff_jax.metrics import features
 from fastdiff_jax.networks import vgg
 from fastdiff_jax.runtime import (

@@ -23,7 +23,7 @@ from fastdiff_jax import precond, trees
 from fastdiff_jax.data import unseen
 from fastdiff_jax.interop import edm_networks, edm_pickle, names, npz
 from fastdiff_jax.interop.edm_networks import Described
-from fastdiff_jax.interop.pickles import shown
+from fastdiff_jax.messages import shown
 from fastdiff_jax.runtime import assemble, checkpoint, commands, experiment, files, settings
 from fastdiff_jax.runtime import mesh as meshes
 from fastdiff_jax.types import Model, Params

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from fastdiff_jax import messages
 from fastdiff_jax.runtime import files
 
 ROOT = Path(__file__).parents[2]
@@ -137,9 +138,9 @@ def changed(reference: str, changes: Mapping[str, Any], workdir: Path) -> Experi
     try:
         basis.config.update(ConfigDict(changes))
     except (TypeError, AttributeError) as error:  # the latter for a section in a value's place
-        said = " ".join(str(error).split())
         raise ValueError(
-            f"{reference} cannot take the changes {dict(changes)}: a value is of another type ({said})."
+            f"{reference} cannot take the changes {dict(changes)}: a value is of another type "
+            f"({messages.line(error)})."
         ) from error
     said = [f"{key}_{value}" for key, value in _leaves(changes)]
     name = "_".join([basis.name, *(re.sub(r"[^\w.-]+", "_", text) for text in said)])

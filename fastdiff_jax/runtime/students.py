@@ -51,13 +51,12 @@ def of(study: Experiment) -> list[Student]:
     return found
 
 
-def check(students: Sequence[Student], basis: Experiment, mesh: Mesh) -> None:
+def check(students: Sequence[Student], basis: Experiment, mesh: Mesh, known: commands.Outlines) -> None:
     """Raises ValueError for a student that could not be trained and compared, before any is trained.
 
     That is one of other data or another teacher than the study's, two that a table would confuse, what
-    `commands.check` refuses, and a finished one that other settings have made.
+    `commands.check` refuses, and a finished one that other settings have made; `known` as there.
     """
-    known = commands.Outlines.none()
     for row, run in students:
         settings.check(run.config)
         own, theirs = (data.get("source", data).to_dict() for data in (run.config.data, basis.config.data))

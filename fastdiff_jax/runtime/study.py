@@ -86,10 +86,8 @@ def run(study: Experiment) -> bool:
     basis = experiment.prerequisite(study.config.teacher, study.workdir)
     settings.check(basis.config)
     check(study, basis)
-    if not commands.finished(basis):
-        commands.check(basis)
-        if not commands.fit(basis):
-            return False
+    if not (commands.finished(basis) or commands.fit(basis)):
+        return False
     if not students.trained(students.of(study)):
         return False
     study.workdir.mkdir(parents=True, exist_ok=True)
@@ -102,7 +100,7 @@ def run(study: Experiment) -> bool:
 
 
 def check(study: Experiment, basis: Experiment) -> None:
-    """Raises ValueError for what could not be measured once the teacher is trained; reads no image."""
+    """Raises ValueError for what could not be trained and measured; reads no image."""
     if jax.process_count() > 1:
         raise ValueError(f"a study runs in one process, not {jax.process_count()}; start it on one host.")
     job, config = commands.teacher(basis, outline=True), study.config.evaluation
@@ -111,7 +109,10 @@ def check(study: Experiment, basis: Experiment) -> None:
     panels.check(config.panel.to_dict(), job.data)
     mesh = meshes.make(study.config.mesh)
     meshes.check_divides(config.batch_size, mesh, "evaluation.batch_size")
-    students.check(students.of(study), basis, mesh)
+    known = commands.Outlines.none()
+    if not commands.finished(basis):
+        commands.check(basis, known)
+    students.check(students.of(study), basis, mesh, known)
 
 
 def requests(config, job: Job, found: Mapping = {}) -> dict[tuple[str, int], Sampler]:
